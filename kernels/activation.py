@@ -1,0 +1,64 @@
+"""exp in FP32, and the SiLU gate of the MLP (Shazeer 2020, arXiv:2002.05202)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange, types
+from tpimpi.kernels.variants import variant
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH = np.float32(0.693359375)  # few bits, so that n * _LN2_HIGH is exact
+_LN2_LOW = np.float32(-2.12194440e-4)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
+_LOWEST, _HIGHEST = np.float32(-87.33654), np.float32(88.02969)
+# 2^n is written as the bits of its exponent; minimax coefficients for |x| <= ln(2) / 2.
+_C5, _C4, _C3 = (
+    np.float32(1.9875691500e-4),
+    np.float32(1.3981999507e-3),
+    np.float32(8.3334519073e-3),
+)
+_C2, _C1, _C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(0.5)
+
+
+@njit(nogil=True, inline="always")
+def exp32(x):
+    """Return e^x for a float32 to about 1 ulp; 0 below -87.3, as it is for -inf."""
+    clamped = min(max(x, _LOWEST), _HIGHEST)
+    n = (clamped * _LOG2_E + _ROUND) - _ROUND
+    r = (clamped - n * _LN2_HIGH) - n * _LN2_LOW
+    p = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _C0
+    p = (p * r * r + r) + np.float32(1.0)
+    power = np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * power if x >= _LOWEST else np.float32(0.0)
+
+
+@njit(nogil=True)
+def _gate_row(gate, up, out):
+    for f in range(gate.shape[0]):
+        g = gate[f]
+        out[f] = g / (np.float32(1.0) + exp32(-g)) * up[f]
+
+
+def _serial(gate, up, out):
+    for t in range(gate.shape[0]):
+        _gate_row(gate[t], up[t], out[t])
+
+
+def _parallel(gate, up, out, threads):
+    tokens = gate.shape[0]
+    for part in prange(threads):
+        for t in range(tokens * part // threads, tokens * (part + 1) // threads):
+            _gate_row(gate[t], up[t], out[t])
+
+
+_ROWS = types.Array(types.float32, 2, "C")
+_MANY = 8  # tokens from which a second thread pays
+
+
+def silu_gate(gate: np.ndarray, up: np.ndarray, out: np.ndarray, threads: int) -> None:
+    """Write gate / (1 + e^-gate) * up into out, all float32 [T, F]; out may be gate."""
+    if threads > 1 and gate.shape[0] >= _MANY:
+        kernel = variant(_parallel, "silu_gate", (_ROWS, _ROWS, _ROWS, types.intp), parallel=True)
+        kernel(gate, up, out, threads)
+    else:
+        variant(_serial, "silu_gate", (_ROWS, _ROWS, _ROWS))(gate, up, out)

@@ -1,0 +1,58 @@
+"""The kernels' NumPy twins: the same signatures, as plain as the maths."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def widen(w: np.ndarray, encoding: str) -> np.ndarray:
+    """Return raw weights as float32."""
+    if encoding == "bf16":
+        return (w.astype(np.uint32) << 16).view(np.float32)
+    return w.view(np.float16).astype(np.float32) if encoding == "f16" else w
+
+
+def matmul(x, w, out, threads, encoding):
+    """Write x [T, K] w.T into out [T, N]; w [N, K] raw."""
+    out[...] = x @ widen(w, encoding).T
+
+
+def rmsnorm(x, weight, eps, out):
+    """Write x / sqrt(mean(x^2) + eps) * weight into out [T, D]."""
+    out[...] = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + np.float32(eps)) * weight
+
+
+def rope(x, cos, sin):
+    """Turn the pairs (d, d + Hd/2) of every head of x [T, H, Hd] in place."""
+    half = x.shape[2] // 2
+    a, b = x[..., :half].copy(), x[..., half:].copy()
+    x[..., :half] = a * cos[:, None] - b * sin[:, None]
+    x[..., half:] = b * cos[:, None] + a * sin[:, None]
+
+
+def silu_gate(gate, up, out, threads):
+    """Write gate / (1 + e^-gate) * up into out [T, F]."""
+    with np.errstate(over="ignore"):
+        out[...] = gate / (1 + np.exp(-gate)) * up
+
+
+def append_kv(k, v, keys, values, table, positions, slots):
+    """Write k, v [T, K, Hd] to their places in the pages."""
+    size, head_dim = keys.shape[3], k.shape[2]
+    for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        page = table[slot, position // size]
+        keys[page, :, :, position % size] = k[t]
+        values[page, :, position % size, :head_dim] = v[t]
+
+
+def attention(q, keys, values, table, positions, slots, out, kv_index, scale, threads):
+    """Write softmax(q k^T scale) v of every token into out [T, H, Hd]."""
+    head_dim = q.shape[2]
+    for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        pages = table[slot, : position // keys.shape[3] + 1]
+        for h, kv in enumerate(kv_index):
+            k = np.concatenate([keys[page, kv] for page in pages], axis=1)[:, : position + 1]
+            v = np.concatenate([values[page, kv] for page in pages])[: position + 1, :head_dim]
+            scores = q[t, h] @ k * scale  # [positions]
+            weights = np.exp(scores - scores.max())
+            out[t, h] = weights / weights.sum() @ v

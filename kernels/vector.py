@@ -1,0 +1,224 @@
+"""Vector code that numba's own loops can't promise: 16 lanes an output element, always.
+
+A dot product sums its lane l over k = l, l + 16, ..., then the lanes by one fixed tree. Neither the
+number of rows or tokens computed together nor the machine's vector width changes that order, so a
+row's bits don't depend on its company. LLVM splits the 16 lanes into whatever the target has.
+"""
+
+from __future__ import annotations
+
+import llvmlite.ir as ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+LANES = 16
+_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+_TRIPLE, _CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+HAS_AVX512 = "+avx512f" in _FEATURES
+# Without these LLVM calls a library function for half -> float that is not there.
+HAS_HALF = "+f16c" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64"))
+ROWS, TOKENS = (4, 6) if HAS_AVX512 else (2, 3)  # accumulators that the registers hold
+
+
+def _lanes_of(scalar: ir.Type, like: ir.Type) -> ir.Type:
+    return ir.VectorType(scalar, like.count) if isinstance(like, ir.VectorType) else scalar
+
+
+def _splat(kind: ir.Type, value) -> ir.Constant:
+    if isinstance(kind, ir.VectorType):
+        return ir.Constant(kind, [value] * kind.count)
+    return ir.Constant(kind, value)
+
+
+def widen_bf16(builder, raw):
+    """Emit bf16 -> f32 for i16 or a vector of it: the upper half of a float32."""
+    wide = _lanes_of(_I32, raw.type)
+    bits = builder.shl(builder.zext(raw, wide), _splat(wide, 16))
+    return builder.bitcast(bits, _lanes_of(_F32, raw.type))
+
+
+def widen_f16_in_hardware(builder, raw):
+    """Emit f16 -> f32 by the machine's own instruction."""
+    return builder.fpext(
+        builder.bitcast(raw, _lanes_of(ir.HalfType(), raw.type)), _lanes_of(_F32, raw.type)
+    )
+
+
+def widen_f16_by_integers(builder, raw):
+    """Emit f16 -> f32 with shifts and one exact product, for machines without the instruction.
+
+    Exponent and mantissa shifted to their places make a float32 that is 2^112 too small, also where
+    the half is subnormal; infinities and NaN get all exponent bits afterwards.
+    """
+    wide, floats = _lanes_of(_I32, raw.type), _lanes_of(_F32, raw.type)
+    bits = builder.zext(raw, wide)
+    magnitude = builder.and_(bits, _splat(wide, 0x7FFF))
+    sign = builder.shl(builder.and_(bits, _splat(wide, 0x8000)), _splat(wide, 16))
+    shifted = builder.bitcast(builder.shl(magnitude, _splat(wide, 13)), floats)
+    scaled = builder.bitcast(builder.fmul(shifted, _splat(floats, 2.0**112)), wide)
+    special = builder.icmp_unsigned(">=", magnitude, _splat(wide, 0x7C00))
+    full = builder.or_(scaled, _splat(wide, 0x7F800000))
+    return builder.bitcast(builder.or_(builder.select(special, full, scaled), sign), floats)
+
+
+widen_f16 = widen_f16_in_hardware if HAS_HALF else widen_f16_by_integers
+
+# The dtype under which raw weights come to the kernels tells their encoding.
+WIDEN = {
+    types.float32: (_F32, 4, lambda builder, raw: raw),
+    types.uint16: (_I16, 2, widen_bf16),
+    types.int16: (_I16, 2, widen_f16),
+}
+
+
+def _fma(builder, a, b, c):
+    # Fused where the target can, else a product and a sum: never a call of a library.
+    kind = a.type
+    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}"
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _sum_lanes(builder, vector):
+    """Emit the fixed tree: halves are added until one lane is left."""
+    count = vector.type.count
+    while count > 1:
+        half = count // 2
+        mask = ir.VectorType(_I32, half)
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        low = ir.Constant(mask, list(range(half)))
+        high = ir.Constant(mask, list(range(half, count)))
+        vector = builder.fadd(
+            builder.shuffle_vector(vector, undefined, low),
+            builder.shuffle_vector(vector, undefined, high),
+        )
+        count = half
+    return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+
+class _Rows:
+    """The address of rows of a 2-d array, for loads at a column."""
+
+    def __init__(self, builder, array, first, count: int, itemsize: int, element: ir.Type):
+        self._builder, self._size, self._element = builder, itemsize, element
+        base = builder.ptrtoint(array.data, _I64)
+        stride = cgutils.unpack_tuple(builder, array.strides, 2)[0]
+        self._rows = [
+            builder.add(base, builder.mul(builder.add(first, ir.Constant(_I64, row)), stride))
+            for row in range(count)
+        ]
+
+    def load(self, row: int, column, lanes: int | None):
+        """Load one element, or `lanes` of them."""
+        builder = self._builder
+        at = builder.add(self._rows[row], builder.mul(column, ir.Constant(_I64, self._size)))
+        kind = ir.VectorType(self._element, lanes) if lanes else self._element
+        value = builder.load(builder.inttoptr(at, ir.PointerType()), typ=kind)
+        value.align = self._size
+        return value
+
+
+def _emit_products(builder, accumulators, weights, inputs, widen, column, lanes, lane=None):
+    """Emit one step over k for all rows and tokens; return the new accumulators."""
+    wide = [widen(builder, weights.load(r, column, lanes)) for r in range(len(accumulators))]
+    result = []
+    for r, row in enumerate(accumulators):
+        result.append([])
+        for t, sums in enumerate(row):
+            x = inputs.load(t, column, lanes)
+            if lane is None:
+                result[r].append(_fma(builder, wide[r], x, sums))
+            else:
+                one = _fma(builder, wide[r], x, builder.extract_element(sums, lane))
+                result[r].append(builder.insert_element(sums, one, lane))
+    return result
+
+
+def _emit_loop(builder, start, stop, step, accumulators, body):
+    """Emit `for k in range(start, stop, step)` with the accumulators as loop variables."""
+    before, head = builder.block, builder.append_basic_block("head")
+    inside, after = builder.append_basic_block("body"), builder.append_basic_block("after")
+    builder.branch(head)
+    builder.position_at_end(head)
+    k = builder.phi(_I64)
+    k.add_incoming(start, before)
+    phis = [[builder.phi(value.type) for value in row] for row in accumulators]
+    for row, values in zip(phis, accumulators, strict=True):
+        for phi, value in zip(row, values, strict=True):
+            phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_signed("<", k, stop), inside, after)
+    builder.position_at_end(inside)
+    results = body(k, phis)
+    k.add_incoming(builder.add(k, ir.Constant(_I64, step)), builder.block)
+    for row, values in zip(phis, results, strict=True):
+        for phi, value in zip(row, values, strict=True):
+            phi.add_incoming(value, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return phis
+
+
+@intrinsic(prefer_literal=True)
+def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
+    """out[out_t + j, out_n + i] = sum_k x[t + j, k] w[n + i, k] for i < rows, j < tokens.
+
+    `rows` and `tokens` are literals. x float32 [T, K], w raw [N, K], both with unit column stride.
+    """
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
+        return None
+    row_count, token_count = rows.literal_value, tokens.literal_value
+    element, itemsize, widen = WIDEN[w.dtype]
+    signature = types.void(rows, tokens, x, types.intp, w, types.intp, out, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        _, _, x_value, t_value, w_value, n_value, out_value, out_t_value, out_n_value = args
+        x_array = context.make_array(sig.args[2])(context, builder, x_value)
+        w_array = context.make_array(sig.args[4])(context, builder, w_value)
+        out_array = context.make_array(sig.args[6])(context, builder, out_value)
+        columns = cgutils.unpack_tuple(builder, x_array.shape, 2)[1]
+        whole = builder.and_(columns, ir.Constant(_I64, -LANES))
+        inputs = _Rows(builder, x_array, t_value, token_count, 4, _F32)
+        weights = _Rows(builder, w_array, n_value, row_count, itemsize, element)
+        zero = _splat(ir.VectorType(_F32, LANES), 0.0)
+        sums = [[zero] * token_count for _ in range(row_count)]
+
+        def lanes(k, accumulators):
+            return _emit_products(builder, accumulators, weights, inputs, widen, k, LANES)
+
+        def tail(k, accumulators):
+            lane = builder.trunc(builder.sub(k, whole), _I32)
+            return _emit_products(builder, accumulators, weights, inputs, widen, k, None, lane)
+
+        sums = _emit_loop(builder, ir.Constant(_I64, 0), whole, LANES, sums, lanes)
+        sums = _emit_loop(builder, whole, columns, 1, sums, tail)
+        base = builder.ptrtoint(out_array.data, _I64)
+        strides = cgutils.unpack_tuple(builder, out_array.strides, 2)
+        for j in range(token_count):
+            row = builder.mul(builder.add(out_t_value, ir.Constant(_I64, j)), strides[0])
+            for i in range(row_count):
+                column = builder.mul(builder.add(out_n_value, ir.Constant(_I64, i)), strides[1])
+                at = builder.add(base, builder.add(row, column))
+                total = _sum_lanes(builder, sums[i][j])
+                store = builder.store(total, builder.inttoptr(at, ir.PointerType()))
+                store.align = 4
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _widening(emit):
+    def typed(typing_context, raw):
+        def codegen(context, builder, sig, args):
+            return emit(builder, args[0])
+
+        return types.float32(types.uint16), codegen
+
+    return typed
+
+
+f16_by_integers = intrinsic(_widening(widen_f16_by_integers))

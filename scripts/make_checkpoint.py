@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Make a random checkpoint of a named shape: a Hugging Face directory to try and to measure with.
+
+The numbers are noise, so the text will be too; sizes, speed and memory are those of the real model.
+Memory stays small: tensors are written piece by piece.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tpimpi.checkpoint import expected_shapes
+from tpimpi.config import ModelConfig
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# name: layers, hidden, MLP, query heads, kv heads, head_dim, vocabulary, theta, more of config.json
+SHAPES = {
+    "tiny": (2, 64, 160, 5, 5, 16, 1031, 1e4, {}),
+    "tinyllama-1.1b": (22, 2048, 5632, 32, 4, 64, 32000, 1e4, {}),
+    "llama3.2-1b": (
+        16, 2048, 8192, 32, 8, 64, 128256, 5e5,
+        {"rope_scaling": LLAMA3_ROPE | {"factor": 32.0}, "tie_word_embeddings": True},
+    ),
+    "llama3.2-3b": (
+        28, 3072, 8192, 24, 8, 128, 128256, 5e5,
+        {"rope_scaling": LLAMA3_ROPE | {"factor": 32.0}, "tie_word_embeddings": True},
+    ),
+    "llama2-7b": (32, 4096, 11008, 32, 32, 128, 32000, 1e4, {}),
+    "llama3-8b": (32, 4096, 14336, 32, 8, 128, 128256, 5e5, {}),
+    "yi-6b": (32, 4096, 11008, 32, 4, 128, 64000, 5e6, {}),
+    "yi-34b": (60, 7168, 20480, 56, 8, 128, 64000, 5e6, {}),
+    "llama2-70b": (80, 8192, 28672, 64, 8, 128, 32000, 1e4, {}),
+}  # fmt: skip
+DTYPES = {
+    "f32": ("float32", "F32", 4),
+    "f16": ("float16", "F16", 2),
+    "bf16": ("bfloat16", "BF16", 2),
+}
+PIECE = 1 << 22  # numbers made at a time
+
+
+def config_of(shape: str, layers: int | None, dtype: str) -> dict:
+    """Return config.json of a named shape."""
+    count, hidden, mlp, heads, kv_heads, head_dim, vocabulary, theta, more = SHAPES[shape]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers or count,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": theta,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": DTYPES[dtype][0],
+    } | more
+
+
+def encoded(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Return float32 values in the dtype's raw numbers (bf16 by cutting off)."""
+    if dtype == "bf16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(np.float16) if dtype == "f16" else values
+
+
+def write_tensor(file, shape: tuple, scale: float, dtype: str, random, bar) -> None:
+    """Write one tensor: normal numbers, or around 1 for a norm (one dimension)."""
+    left = math.prod(shape)
+    while left:
+        count = min(PIECE, left)
+        values = random.standard_normal(count, dtype=np.float32) * np.float32(scale)
+        if len(shape) == 1:
+            values += np.float32(1)
+        data = encoded(values, dtype)
+        file.write(data.tobytes())
+        left -= count
+        bar.update(data.nbytes)
+
+
+def split(shapes: dict, itemsize: int, most: int) -> list[dict]:
+    """Distribute tensors over files of at most `most` bytes."""
+    files, size = [{}], 0
+    for name, shape in shapes.items():
+        nbytes = math.prod(shape) * itemsize
+        if files[-1] and size + nbytes > most:
+            files.append({})
+            size = 0
+        files[-1][name] = shape
+        size += nbytes
+    return files
+
+
+def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) -> None:
+    """Write *.safetensors, and the index if there are several."""
+    _, stored, itemsize = DTYPES[dtype]
+    shapes = expected_shapes(ModelConfig.from_directory(output))
+    files = split(shapes, itemsize, most)
+    random = np.random.default_rng(seed)
+    scale = 1 / math.sqrt(config["hidden_size"])
+    total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
+    weight_map = {}
+    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+        for number, tensors in enumerate(files, 1):
+            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+            name = "model.safetensors" if len(files) == 1 else name
+            header, at = {"__metadata__": {"format": "pt"}}, 0
+            for tensor, shape in tensors.items():
+                end = at + math.prod(shape) * itemsize
+                header[tensor] = {"dtype": stored, "shape": shape, "data_offsets": [at, end]}
+                weight_map[tensor], at = name, end
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            with (output / name).open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for shape in tensors.values():
+                    write_tensor(file, shape, scale, dtype, random, bar)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (output / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def main() -> None:
+    """Write the directory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
+    parser.add_argument("--layers", type=int, help="fewer or more layers than the shape has")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument(
+        "--max-file-size", type=int, default=5 << 30, metavar="BYTES", help="(default: 5 GiB)"
+    )
+    demo = Path(__file__).resolve().parent.parent / "tpimpi" / "demo"
+    parser.add_argument(
+        "--tokenizer", type=Path, default=demo, help="its files are copied (default: the demo's)"
+    )
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    config = config_of(args.shape, args.layers, args.dtype)
+    (args.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        if (args.tokenizer / name).exists():
+            shutil.copy(args.tokenizer / name, args.output / name)
+    write_weights(args.output, config, args.dtype, args.seed, args.max_file_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The entry point: from the command line to an exit code, with every rank going down together.
+
+Exit codes: 0, 1 (the machine's failure), 2 (the user's mistake), 130 (Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+
+from tpimpi import flags, launch
+from tpimpi.errors import MachineError, UserError
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run `tpimpi` on this rank and exit."""
+    try:
+        if launch.launched_rank() != 0 and {"-h", "--help", "--version"} & set(sys.argv[1:]):
+            sys.exit(0)  # rank 0 tells it
+        args = flags.parse(sys.argv[1:])
+        threads = launch.prepare(getattr(args, "threads", None))
+        world = launch.world()
+    except (UserError, MachineError) as error:
+        _leave(error, launch.launched_rank() == 0)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    _run(args, threads, world)
+
+
+def _code(error: BaseException) -> int:
+    return 2 if isinstance(error, UserError) else 1
+
+
+def _say(text: str) -> None:
+    print(f"tpimpi: {text}", file=sys.stderr, flush=True)
+
+
+def _leave(error: BaseException, speaks: bool) -> None:
+    if speaks:
+        _say(str(error))
+    sys.exit(_code(error))
+
+
+def _run(args, threads: int, world) -> None:
+    from tpimpi import commands
+    from tpimpi.comm import Group, describe
+
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    group = Group(world)
+    try:
+        commands.run(args, group, threads)
+        group.close()
+    except (UserError, MachineError) as error:
+        if getattr(error, "agreed", False) or group.size == 1:
+            _leave(error, group.rank == 0)  # every rank is here
+        _abort(world, group, str(error), _code(error))
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        if group.size == 1:
+            os._exit(INTERRUPTED)
+        world.Abort(INTERRUPTED)
+    except BrokenPipeError:
+        os._exit(1)  # whoever read our output has left
+    except (OSError, MemoryError) as error:
+        _abort(world, group, describe(error), 1)
+    except Exception as error:
+        traceback.print_exc()  # a defect of the program, not the user's: show where
+        _abort(world, group, f"internal error: {describe(error)}", 1)
+
+
+def _abort(world, group, sentence: str, code: int) -> None:
+    """Take all ranks down: those that wait in a collective would wait for ever."""
+    sys.stdout.flush()
+    where = f"rank {group.rank} on {group.host}: " if group.size > 1 else ""
+    _say(where + sentence)
+    if group.size == 1:
+        sys.exit(code)
+    world.Abort(code)

@@ -1,0 +1,118 @@
+"""The ranks as one group: sums, agreement before an error is raised, and the end of a job."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+from mpi4py import MPI
+
+from tpimpi.errors import MachineError, UserError
+
+CHUNK = 8 << 20  # bytes in one message: far below MPI's 2^31 limit, and small beside any budget
+
+
+def _mpi_allreduce(comm: MPI.Comm, buffer: np.ndarray) -> None:
+    comm.Allreduce(MPI.IN_PLACE, buffer, op=MPI.SUM)
+
+
+# How partial sums are merged, by name. The order of addition must not depend on the message's
+# size (launch.py pins MPI's algorithm), or a token's logits would depend on its company.
+STRATEGIES: dict[str, Callable[[MPI.Comm, np.ndarray], None]] = {"mpi": _mpi_allreduce}
+
+
+class Group:
+# How partial sums are merged, by name. The order of addition must not depend on a message's
+
+    Collective to make and to `close()`.
+    """
+
+    def __init__(self, comm: MPI.Comm, strategy: str = "mpi"):
+        self.comm = comm.Dup()
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.host = socket.gethostname()
+        self.network_seconds = 0.0
+        self._merge = STRATEGIES[strategy]
+
+    def close(self) -> None:
+        """Free both communicators (collective)."""
+        self.node.Free()
+        self.comm.Free()
+
+    def allreduce(self, buffer: np.ndarray) -> None:
+        """Sum a float32 buffer over all ranks, in place (collective)."""
+        if self.size == 1:
+            return
+        start = time.perf_counter()
+        self._merge(self.comm, buffer)
+        self.network_seconds += time.perf_counter() - start
+
+    def bcast(self, buffer: np.ndarray) -> None:
+        """Send rank 0's buffer to all (collective); waiting for rank 0's work isn't network time"""
+        if self.size > 1:
+            self.comm.Bcast(buffer, root=0)
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise the first rank's error on every rank, or nothing anywhere (collective).
+
+        So no rank waits in a collective for one that has left.
+        """
+        mine = None
+        if error is not None:
+            kind = "user" if isinstance(error, UserError) else "machine"
+            mine = (kind, str(error), f"rank {self.rank} on {self.host}")
+        failed = [e for e in self.comm.allgather(mine) if e is not None]
+        if not failed:
+            return
+        kind, sentence, where = failed[0]
+        if kind == "user":
+            agreed: Exception = UserError(sentence)
+        else:
+            agreed = MachineError(f"{sentence} ({where})" if self.size > 1 else sentence)
+        agreed.agreed = True  # every rank raises it, so every rank can leave in peace
+        raise agreed from error
+
+    @contextmanager
+    def together(self):
+        """Run a block in which any rank may fail, and raise the same error on all (collective).
+
+        Only for blocks without collectives of their own.
+        """
+        error = None
+        try:
+            yield
+        except (UserError, MachineError) as e:
+            error = e
+        except (OSError, MemoryError) as e:
+            error = MachineError(describe(e))
+        self.agree(error)
+
+    def gatherv_rows(self, part: np.ndarray, out: np.ndarray | None, counts: list[int]) -> None:
+        """Gather [n, V_loc] parts side by side into rank 0's [n, V] (collective).
+
+        `counts` are all ranks' V_loc. Rows travel one message per row, so that they land in place.
+        """
+        if self.size == 1:
+            out[...] = part
+            return
+        start = time.perf_counter()
+        offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        for row in range(part.shape[0]):
+            into = [out[row], counts, offsets, MPI.FLOAT] if self.rank == 0 else None
+            self.comm.Gatherv(part[row], into, root=0)
+        self.network_seconds += time.perf_counter() - start
+
+
+def describe(error: BaseException) -> str:
+    """Return one sentence for an error of the operating system or of the program."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {os.fspath(error.filename)}" if error.filename else ""
+        return f"{error.strerror}{name}"
+    if isinstance(error, MemoryError):
+        return "out of memory; use --memory-window, or more ranks on more machines"
+    return f"{type(error).__name__}: {error}"

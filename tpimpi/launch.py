@@ -1,0 +1,124 @@
+"""What must be settled before MPI and numba load: waiting, the sums' algorithm, caches.
+
+Nothing that the user has set in the environment is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from tpimpi.errors import MachineError
+
+_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
+_WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+
+# Both MPIs choose another algorithm, and so another order of addition, for another message size.
+# Recursive doubling for all makes a token's sums the same alone and in a prompt of many.
+_SAME_SUMS = {
+    "MPIR_CVAR_ALLREDUCE_INTRA_ALGORITHM": "recursive_doubling",
+    "MPIR_CVAR_DEVICE_COLLECTIVES": "none",
+    "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+    "OMPI_MCA_coll_tuned_allreduce_algorithm": "3",
+    "OMPI_MCA_coll": "^han",
+}
+
+# Ranks that spin while they wait take the core from the rank they wait for.
+_YIELDING = {
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "MPIR_CVAR_POSIX_POLL_FREQUENCY": "1",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
+    "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "16",
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def _first_number(names: tuple[str, ...], default: int) -> int:
+    for name in names:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return default
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def launched_rank() -> int:
+    """Return this process's rank according to its launcher, without MPI."""
+    return _first_number(_RANKS, 0)
+
+
+def launched_size() -> int:
+    """Return how many ranks the launcher says it started, without MPI."""
+    return max(_first_number((name,), 1) for name in _WORLD_SIZES)
+
+
+def cache_directory() -> Path:
+    """Return the user's cache directory of tpimpi."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "tpimpi"
+
+
+def _kernel_hash() -> str:
+    # numba's cache doesn't see edits in another file, so its folder is named after all of them.
+    from importlib.metadata import version
+
+    digest = hashlib.sha256(f"{version('numba')} {version('llvmlite')} {sys.version}".encode())
+    for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
+        digest.update(os.environ.get(name, "").encode())
+    import tpimpi.kernels
+
+    for folder in tpimpi.kernels.__path__:
+        for source in sorted(Path(folder).glob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def prepare(threads: int | None) -> int:
+    """Set the environment for MPI and numba; return the number of threads of this rank."""
+    local = _first_number(_LOCAL_SIZES, 1)
+    cores = available_cores()
+    if threads is None:
+        threads = max(1, cores // local)
+    settings = dict(_SAME_SUMS)
+    if local * threads > cores or (threads > 1 and local * threads >= cores):
+        settings |= _YIELDING
+    if local * threads <= cores:
+        for name in [n for n in settings if n in _YIELDING and n != "OMP_WAIT_POLICY"]:
+            del settings[name]
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(max(threads, cores)))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would only spin
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_directory() / "numba" / _kernel_hash()))
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp" if sys.platform == "linux" else "default")
+    return threads
+
+
+def world():
+    """Initialize MPI and return COMM_WORLD, or refuse a launcher of another MPI.
+
+    Such a launcher starts N processes that each believe to be alone.
+    """
+    import mpi4py
+
+    mpi4py.rc.thread_level = "funneled"
+    from mpi4py import MPI
+
+    size, expected = MPI.COMM_WORLD.size, launched_size()
+    if size == 1 and expected > 1:
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
+        raise MachineError(
+            f"the launcher started {expected} processes, but each sees itself alone: mpirun is of "
+            f"another MPI than mpi4py's ({library}); use the mpirun of the same environment "
+            f"({Path(sys.executable).parent}/mpirun) or `srun --mpi=pmi2` or `--mpi=pmix`"
+        )
+    return MPI.COMM_WORLD

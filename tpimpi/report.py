@@ -1,0 +1,117 @@
+"""Where the time went on each rank: compute, disk wait, network; bytes, GB/s, peak memory."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tpimpi.comm import Group
+from tpimpi.tape import Tape
+
+
+@dataclass(frozen=True)
+class RankFigures:
+    """One rank's account of a run. Seconds; bytes."""
+
+    rank: int
+    host: str
+    seconds: float
+    compute_seconds: float
+    disk_wait_seconds: float
+    network_seconds: float
+    bytes_read: int
+    streamed_bytes_per_pass: int
+    resident_bytes: int
+    ring_bytes: int
+    peak_memory_bytes: int
+    threads: int
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident memory this process has had, in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: the portable figure below
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Stopwatch:
+    """Measure one rank's run from its making to `figures`."""
+
+    def __init__(self, group: Group, tape: Tape, threads: int):
+        self._group, self._tape, self._threads = group, tape, threads
+        self._start = time.perf_counter()
+        self._network, self._wait = group.network_seconds, tape.wait_seconds
+        self.idle_seconds = 0.0
+
+    def figures(self) -> RankFigures:
+        """Return this rank's figures up to now."""
+        seconds = time.perf_counter() - self._start
+        network = self._group.network_seconds - self._network
+        wait = self._tape.wait_seconds - self._wait
+        return RankFigures(
+            rank=self._group.rank,
+            host=self._group.host,
+            seconds=seconds,
+            compute_seconds=max(seconds - network - wait, 0.0),
+            disk_wait_seconds=wait,
+            network_seconds=network,
+            bytes_read=self._tape.bytes_read,
+            streamed_bytes_per_pass=self._tape.streamed_bytes,
+            resident_bytes=self._tape.resident_bytes,
+            ring_bytes=self._tape.ring_bytes if self._tape.streamed_bytes else 0,
+            peak_memory_bytes=peak_memory_bytes(),
+            threads=self._threads,
+        )
+
+
+def gather(group: Group, mine: RankFigures) -> list[RankFigures] | None:
+    """Bring all ranks' figures to rank 0 (collective)."""
+    return group.comm.gather(mine, root=0)
+
+
+def summary(ranks: list[RankFigures], prompt: int, tokens: int, first: float, total: float) -> dict:
+    """Return the figures of a run by name. Seconds, bytes, tokens."""
+    decode = (tokens - 1) / (total - first) if tokens > 1 and total > first else 0.0
+    read = sum(r.bytes_read for r in ranks)
+    return {
+        "prompt_tokens": prompt,
+        "tokens": tokens,
+        "seconds": total,
+        "first_token_seconds": first,
+        "tokens_per_second": decode,
+        "peak_memory_bytes": max(r.peak_memory_bytes for r in ranks),
+        "bytes_read": read,
+        "read_bytes_per_second": read / total if total > 0 else 0.0,
+    }
+
+
+def line(figures: dict, ranks: list[RankFigures]) -> str:
+    """Return the one line that people read after a run."""
+    slowest = max(ranks, key=lambda r: r.disk_wait_seconds)
+    waiting = slowest.disk_wait_seconds / max(figures["seconds"], 1e-9)
+    text = (
+        f"{figures['tokens']} tokens after a prompt of {figures['prompt_tokens']} | "
+        f"first token {figures['first_token_seconds']:.2f} s | "
+        f"{figures['tokens_per_second']:.2f} tokens/s | "
+        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB a rank | "
+        f"read {figures['bytes_read'] / 1e9:.3f} GB, "
+        f"{figures['read_bytes_per_second'] / 1e9:.2f} GB/s"
+    )
+    if waiting > 0.5 and len(ranks) > 1:
+        text += f" | waiting for disks, most on rank {slowest.rank} ({slowest.host})"
+    return text
+
+
+def write(path: str, figures: dict, ranks: list[RankFigures]) -> None:
+    """Write all figures as JSON."""
+    content = {"figures": figures, "ranks": [asdict(r) for r in ranks]}
+    Path(path).write_text(json.dumps(content, indent=2) + "\n")
