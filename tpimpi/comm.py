@@ -26,7 +26,7 @@ STRATEGIES: dict[str, Callable[[MPI.Comm, np.ndarray], None]] = {"mpi": _mpi_all
 
 
 class Group:
-# How partial sums are merged, by name. The order of addition must not depend on a message's
+    """A private duplicate of a communicator, the ranks of this node, and the time spent in sums.
 
     Collective to make and to `close()`.
     """
@@ -53,7 +53,7 @@ class Group:
         self.network_seconds += time.perf_counter() - start
 
     def bcast(self, buffer: np.ndarray) -> None:
-        """Send rank 0's buffer to all (collective); waiting for rank 0's work isn't network time"""
+        """Send rank 0's buffer to all (collective). Its time is rank 0's, not the network's."""
         if self.size > 1:
             self.comm.Bcast(buffer, root=0)
 

@@ -122,8 +122,9 @@ def _info(args, group: Group, threads: int) -> None:
     encodings = sorted({t.encoding for t in source.checkpoint.tensors.values()})
     if args.output == "json":
         what = json.loads(config.to_json())
-        print(json.dumps({"model": what, "parameters": parameters, "encodings": encodings,
-                          "fingerprint": source.checkpoint.fingerprint, "ranks": rows}))  # fmt: skip
+        content = {"model": what, "parameters": parameters, "encodings": encodings}
+        content |= {"fingerprint": source.checkpoint.fingerprint, "ranks": rows}
+        print(json.dumps(content))
         return
     print(f"{config.name}: {parameters / 1e6:.1f} million parameters in {', '.join(encodings)}")
     print(

@@ -161,9 +161,13 @@ class ShardWriter:
             ) from error
         wanted = [(p.name, e, p.shape) for p, e in zip(pieces, encodings, strict=True)]
         if not self._resumes(identity, wanted):
-            _create(self.partial, identity, pieces, encodings)
-            _, self.tensors, self._checksums = _read_layout(self.partial)
-            self._reserve()
+            try:
+                _create(self.partial, identity, pieces, encodings)
+                _, self.tensors, self._checksums = _read_layout(self.partial)
+                self._reserve()
+            except OSError as error:
+                self.partial.unlink()
+                raise self._no_room(pieces, encodings) from error
         self._running = [0] * len(self.tensors)
 
     def _resumes(self, identity: Identity, wanted: list[tuple]) -> bool:
@@ -174,21 +178,25 @@ class ShardWriter:
         return found == identity and [(t.name, t.encoding, t.shape) for t in self.tensors] == wanted
 
     def _reserve(self) -> None:
+        """Take the whole space from the disk now, so that a full one is noticed at once."""
         size = max((t.offset + t.nbytes for t in self.tensors), default=0)
         size = max(size, os.fstat(self._fd).st_size)
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, size)
-            else:
-                os.ftruncate(self._fd, size)
-        except OSError as error:
-            self.partial.unlink()
-            free = os.statvfs(self.path.parent)
-            raise MachineError(
-                f"the disk of {self.path.parent} has {free.f_bavail * free.f_frsize / 2**30:.2f} "
-                f"GiB free and the shard needs {size / 2**30:.2f} GiB ({error.strerror}); free "
-                "some space or choose another folder with --save-dir"
-            ) from error
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._fd, 0, size)
+        else:
+            os.ftruncate(self._fd, size)
+
+    def _no_room(self, pieces: list[Piece], encodings: list[str]) -> MachineError:
+        size = sum(
+            int(np.prod(piece.shape)) * ENCODINGS[encoding].storage.itemsize
+            for piece, encoding in zip(pieces, encodings, strict=True)
+        )
+        disk = os.statvfs(self.path.parent)
+        return MachineError(
+            f"{self.path} needs {size / 2**30:.3f} GiB and its disk has "
+            f"{disk.f_bavail * disk.f_frsize / 2**30:.3f} GiB free; free some space or choose "
+            "another folder with --save-dir"
+        )
 
     def done(self) -> list[bool]:
         """Tell which tensors are there already; each was read again and its checksum compared."""

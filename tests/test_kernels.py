@@ -1,0 +1,150 @@
+"""Kernels against their NumPy twins, and the same bits in whatever company."""
+
+import numpy as np
+import pytest
+from numba import njit, types
+from tpimpi.kernels import activation, attention, matmul, norm, reference, rope
+from tpimpi.kernels.vector import f16_by_integers
+
+RANDOM = np.random.default_rng(5)
+
+
+def normal(*shape):
+    return RANDOM.standard_normal(shape, dtype=np.float32)
+
+
+def encode(values, encoding):
+    if encoding == "bf16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values.astype(np.float16).view(np.uint16) if encoding == "f16" else values
+
+
+@pytest.mark.parametrize("encoding", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matmul(encoding, threads):
+    for tokens, rows, columns in [
+        (1, 1, 1), (1, 5, 7), (2, 3, 16), (3, 17, 64), (5, 4, 31), (7, 33, 50), (13, 3, 40),
+        (70, 41, 129), (4, 9, 0), (0, 4, 8), (3, 0, 8), (1, 64, 4096),
+    ]:  # fmt: skip
+        x, w = normal(tokens, columns), encode(normal(rows, columns), encoding)
+        full = np.full((tokens, rows + 3), np.float32(7))  # the output's rows may be strided
+        twin = np.zeros((tokens, rows), np.float32)
+        matmul.matmul(x, w, full[:, 1 : rows + 1], threads, encoding)
+        reference.matmul(x, w, twin, threads, encoding)
+        np.testing.assert_allclose(full[:, 1 : rows + 1], twin, atol=2e-5 * (columns + 1) ** 0.5)
+        assert (full[:, 0] == 7).all() and (full[:, rows + 1 :] == 7).all()
+
+
+@pytest.mark.parametrize("encoding", ["f32", "f16", "bf16"])
+def test_matmul_bits_do_not_depend_on_company(encoding):
+    tokens, rows, columns = 29, 37, 203
+    x, w = normal(tokens, columns), encode(normal(rows, columns), encoding)
+    whole = np.empty((tokens, rows), np.float32)
+    matmul.matmul(x, w, whole, 1, encoding)
+    for threads in (1, 2):
+        for count in (1, 2, 3, 4, 5, 6, 7, 11, 29):
+            part = np.empty((count, rows), np.float32)
+            matmul.matmul(x[-count:].copy(), w, part, threads, encoding)
+            assert (part == whole[-count:]).all()
+    for step in (1, 2, 5, 16):  # tiles of rows
+        tiled = np.empty_like(whole)
+        for row in range(0, rows, step):
+            matmul.matmul(x, w[row : row + step], tiled[:, row : row + step], 1, encoding)
+        assert (tiled == whole).all()
+
+
+def test_every_half_is_widened_without_the_machines_instruction():
+    @njit(types.void(types.uint16[::1], types.float32[::1]))
+    def widen(raw, out):
+        for i in range(len(raw)):
+            out[i] = f16_by_integers(raw[i])
+
+    raw, out = np.arange(65536, dtype=np.uint16), np.empty(65536, np.float32)
+    widen(raw, out)
+    expected = raw.view(np.float16).astype(np.float32)
+    number = ~np.isnan(expected)
+    assert (out[number].view(np.uint32) == expected[number].view(np.uint32)).all()
+    assert np.isnan(out[~number]).all()
+
+
+def test_bf16_specials():
+    raw = np.array([[0x7F80, 0, 0], [0xFF80, 0, 0], [0x0001, 0, 0], [0x8000, 0, 0]], np.uint16)
+    out = np.empty((1, 4), np.float32)
+    matmul.matmul(np.ones((1, 3), np.float32), raw, out, 1, "bf16")
+    assert out[0, 0] == np.inf and out[0, 1] == -np.inf and out[0, 3] == 0
+    assert out[0, 2] == np.array([0x00010000], np.uint32).view(np.float32)[0]
+
+
+@pytest.mark.parametrize("dim", [1, 15, 48, 257])
+def test_rmsnorm(dim):
+    x, weight = normal(5, dim), normal(dim)
+    out, twin, alone = np.empty_like(x), np.empty_like(x), np.empty((1, dim), np.float32)
+    norm.rmsnorm(x, weight, 1e-5, out)
+    reference.rmsnorm(x, weight, 1e-5, twin)
+    np.testing.assert_allclose(out, twin, rtol=2e-6, atol=1e-7)
+    norm.rmsnorm(x[3:4].copy(), weight, 1e-5, alone)
+    assert (alone[0] == out[3]).all()
+
+
+def test_rope():
+    x, positions = normal(6, 5, 12), np.array([0, 3, 7, 500, 8191, 2], np.int32)
+    inverse = (1 / 10000 ** (np.arange(0, 12, 2) / 12)).astype(np.float32)
+    cos, sin = np.empty((6, 6), np.float32), np.empty((6, 6), np.float32)
+    rope.rope_tables(positions, inverse, cos, sin)
+    angles = positions[:, None].astype(np.float32) * inverse
+    assert np.allclose(cos, np.cos(angles)) and np.allclose(sin, np.sin(angles))
+    twin = x.copy()
+    rope.rope(x, cos, sin)
+    reference.rope(twin, cos, sin)
+    np.testing.assert_allclose(x, twin, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_silu_gate(threads):
+    gate = np.concatenate([normal(9, 33) * 4, np.linspace(-100, 100, 33 * 9).reshape(9, 33)])
+    gate = gate.astype(np.float32)
+    up = normal(*gate.shape)
+    twin = np.empty_like(gate)
+    reference.silu_gate(gate, up, twin, threads)
+    activation.silu_gate(gate, up, gate, threads)
+    np.testing.assert_allclose(gate, twin, rtol=1e-6, atol=1e-12)
+
+
+def pages(head_dim, kv_heads, lengths):
+    """Return filled pages of sequences of these lengths, scattered over the pool."""
+    per_slot = max(-(-n // attention.PAGE) for n in lengths)
+    count = per_slot * len(lengths)
+    padded = -(-head_dim // 16) * 16
+    keys = np.zeros((count, kv_heads, head_dim, attention.PAGE), np.float32)
+    values = np.zeros((count, kv_heads, attention.PAGE, padded), np.float32)
+    table = RANDOM.permutation(count).astype(np.int32).reshape(len(lengths), per_slot)
+    for slot, length in enumerate(lengths):
+        positions = np.arange(length, dtype=np.int32)
+        slots = np.full(length, slot, np.int32)
+        k, v = normal(length, kv_heads, head_dim), normal(length, kv_heads, head_dim)
+        twins = keys.copy(), values.copy()
+        attention.append_kv(k, v, keys, values, table, positions, slots)
+        reference.append_kv(k, v, *twins, table, positions, slots)
+        assert (twins[0] == keys).all() and (twins[1] == values).all()
+    return keys, values, table
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("head_dim", [6, 12, 32, 128])
+def test_attention(head_dim, threads):
+    lengths, kv_index = (1, 64, 65, 200), np.array([0, 0, 1, 2, 2], np.int32)
+    keys, values, table = pages(head_dim, 3, lengths)
+    slots = np.concatenate([np.full(n, s, np.int32) for s, n in enumerate(lengths)])
+    positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    q = normal(len(slots), 5, head_dim) * 3
+    out, twin, scale = np.empty_like(q), np.empty_like(q), np.float32(head_dim**-0.5)
+    arguments = (keys, values, table)
+    attention.attention(q, *arguments, positions, slots, out, kv_index, scale, threads)
+    reference.attention(q, *arguments, positions, slots, twin, kv_index, scale, threads)
+    np.testing.assert_allclose(out, twin, atol=2e-5)
+    for t in (0, 30, 64, 129, len(slots) - 1):
+        alone, at = np.empty((1, 5, head_dim), np.float32), slice(t, t + 1)
+        attention.attention(
+            q[at].copy(), *arguments, positions[at], slots[at], alone, kv_index, scale, 1
+        )
+        assert (alone[0] == out[t]).all()

@@ -1,0 +1,188 @@
+"""Conversion over all ranks, what HDF5 tools see, and what is refused."""
+
+import errno
+import json
+import os
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from references import FAMILIES
+
+from tpimpi.checkpoint import Checkpoint
+from tpimpi.comm import Group
+from tpimpi.config import ModelConfig
+from tpimpi.convert import ensure_shards
+from tpimpi.encoding import ENCODINGS
+from tpimpi.errors import MachineError, UserError
+from tpimpi.partition import Partition, pieces
+from tpimpi.shard import ShardWriter
+from tpimpi.tape import Tape
+
+
+def shards(group, directory, folder, again=False):
+    config = ModelConfig.from_directory(directory)
+    checkpoint = Checkpoint(directory, config) if group.rank == 0 else None
+    partition = Partition.of(config, [1] * group.size)
+    return ensure_shards(group, config, partition, checkpoint, folder, again, False)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_shard_holds_its_slices(comm, references, shared_tmp, name):
+    group, directory = Group(comm), references / name
+    shard, written = shards(group, directory, shared_tmp)
+    assert written
+    config = ModelConfig.from_directory(directory)
+    source = Checkpoint(directory, config)
+    mine = Partition.of(config, [1] * group.size).ranks[group.rank]
+    with h5py.File(shard.path) as file:
+        for piece in pieces(config, mine):
+            raw = source.read(piece.source, piece.rows, piece.columns)
+            encoding = ENCODINGS[source.weight(piece.source).encoding]
+            wide = encoding.widen(raw).reshape(piece.shape)
+            np.testing.assert_array_equal(file[piece.name][...].astype(np.float32), wide)
+            np.testing.assert_array_equal(shard.widened(piece.name), wide)
+            assert shard[piece.name].offset % 4096 == 0
+    again, written = shards(group, directory, shared_tmp)
+    assert not written
+    again.close()
+    shard.close()
+    group.close()
+
+
+def test_a_shard_of_another_model_is_refused_everywhere(comm, references, shared_tmp):
+    group = Group(comm)
+    shards(group, references / "llama3", shared_tmp)[0].close()
+    with pytest.raises(UserError, match="fingerprint.*--split-bin"):
+        shards(group, references / "yi", shared_tmp)
+    shards(group, references / "yi", shared_tmp, again=True)[0].close()
+    group.close()
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "metadata", "version"])
+def test_a_damaged_shard_is_refused_everywhere(comm, references, shared_tmp, how):
+    group = Group(comm)
+    shard, _ = shards(group, references / "llama2", shared_tmp)
+    shard.close()
+    group.comm.Barrier()
+    if group.rank == group.size - 1:
+        target, data = shard["layers/01/mlp/up_proj"], bytearray(shard.path.read_bytes())
+        if how == "flip":
+            data[target.offset + target.nbytes // 2] ^= 4
+        elif how == "metadata":
+            data[data.index(b"OHDR") + 10] ^= 0xFF
+        elif how == "cut":
+            del data[target.offset + 1 :]
+        shard.path.write_bytes(data)
+        if how == "version":
+            with h5py.File(shard.path, "r+") as file:
+                file.attrs["format_version"] = 99
+    group.comm.Barrier()
+    with pytest.raises((MachineError, UserError), match="--split-bin"):
+        shards(group, references / "llama2", shared_tmp)
+    shards(group, references / "llama2", shared_tmp, again=True)[0].close()
+    group.close()
+
+
+def test_conversion_goes_on_where_it_stopped(comm, references, shared_tmp, monkeypatch):
+    group, directory = Group(comm), references / "tinyllama"
+    shard, _ = shards(group, directory, shared_tmp)
+    whole = [shard.widened(t.name) for t in shard.tensors if t.nbytes]
+    shard.close()
+    # As a kill leaves it: the file under its working name, the later half not yet written.
+    partial = shard.path.with_name(shard.path.name + ".partial")
+    shard.path.rename(partial)
+    with h5py.File(partial, "r+") as file:
+        sums = file["checksums"]
+        half = len(sums) // 2
+        sums[half:] = 0
+        sums[0] = 12345 + (1 << 32)  # a wrong checksum is not believed
+    written = []
+    plain = ShardWriter.complete
+    monkeypatch.setattr(
+        ShardWriter, "complete", lambda self, i: (written.append(i), plain(self, i))[1]
+    )
+    shard, _ = shards(group, directory, shared_tmp)
+    assert written == [0, *range(half, len(sums_of(shard)))]
+    again = [shard.widened(t.name) for t in shard.tensors if t.nbytes]
+    assert all((a == b).all() for a, b in zip(whole, again, strict=True))
+    shard.verify()
+    shard.close()
+    group.close()
+
+
+def sums_of(shard):
+    with h5py.File(shard.path) as file:
+        return file["checksums"][...]
+
+
+@pytest.mark.parametrize("ring", [0, 9000, 1 << 20])
+@pytest.mark.parametrize("kept", ["none", "some", "all"])
+def test_tape_gives_the_same_weights_lap_after_lap(comm, references, shared_tmp, ring, kept):
+    group = Group(comm)
+    shard, _ = shards(group, references / "llama31", shared_tmp)
+    names = [t.name for t in shard.tensors if len(t.shape) == 2 and t.name != "embed"]
+    resident = {"none": set(), "some": set(names[::3]), "all": set(names)}[kept]
+    tape = Tape(shard, names, resident, ring)
+    for _ in range(3):
+        for name in names:
+            rows = [w.copy() for _, w in tape.take(name)]
+            wide = shard.widened(name)
+            if wide.size:
+                encoding = ENCODINGS[shard[name].encoding]
+                np.testing.assert_array_equal(encoding.widen(np.concatenate(rows)), wide)
+    tape.close()
+    shard.close()
+    group.close()
+
+
+def test_tape_without_direct_reads(comm, references, shared_tmp, monkeypatch):
+    plain = os.open
+
+    def refuse_direct(path, flags, *more):
+        if flags & getattr(os, "O_DIRECT", 0):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return plain(path, flags, *more)
+
+    group = Group(comm)
+    shard, _ = shards(group, references / "yi", shared_tmp)
+    monkeypatch.setattr(os, "open", refuse_direct)
+    names = [t.name for t in shard.tensors if len(t.shape) == 2 and t.name != "embed"]
+    tape = Tape(shard, names, set(), 0)
+    for name in names * 2:
+        rows = [w.copy() for _, w in tape.take(name)]
+        if rows:
+            encoding = ENCODINGS[shard[name].encoding]
+            np.testing.assert_array_equal(encoding.widen(np.concatenate(rows)), shard.widened(name))
+    tape.close()
+    shard.close()
+    group.close()
+
+
+def test_a_file_that_vanishes_under_the_tape_is_told(comm, references, shared_tmp):
+    group = Group(comm)
+    shard, _ = shards(group, references / "llama31", shared_tmp)
+    names = [t.name for t in shard.tensors if len(t.shape) == 2 and t.name != "embed" and t.nbytes]
+    with shard.path.open("r+b") as file:
+        file.truncate(shard[names[-1]].offset)
+    tape = Tape(shard, names, set(), 0)
+    with pytest.raises(MachineError, match="ended within"):
+        for name in names:
+            for _ in tape.take(name):
+                pass
+    tape.close()
+    group.close()
+
+
+def test_root_attributes_tell_what_a_shard_is(comm, references, shared_tmp):
+    group = Group(comm)
+    shard, _ = shards(group, references / "llama3", shared_tmp)
+    with h5py.File(shard.path) as file:
+        assert json.loads(file.attrs["config"])["num_heads"] == 6
+        assert file.attrs["size"] == group.size and file.attrs["rank"] == group.rank
+    shard.close()
+    copy = shared_tmp / f"copy-{group.rank}"
+    copy.mkdir()
+    shutil.copy(shard.path, copy)
+    group.close()
