@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from tpimpi.config import ModelConfig
 from tpimpi.encoding import ENCODINGS
@@ -182,6 +183,11 @@ def _header(path: Path) -> tuple[dict[str, dict], int, bytes]:
         ) from error
     if 8 + length + end > size:
         raise UserError(f"{path} is cut short: {size} bytes of {8 + length + end}; fetch it again")
+    try:
+        with safe_open(path, framework="numpy"):
+            pass  # the format's own library finds what else may be wrong: holes, overlaps
+    except SafetensorError as error:
+        raise UserError(f"{path} is no valid safetensors file ({error}); fetch it again") from error
     return entries, 8 + length, raw
 
 

@@ -6,7 +6,6 @@ Exit codes: 0, 1 (the machine's failure), 2 (the user's mistake), 130 (Ctrl-C).
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 
@@ -18,6 +17,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run `tpimpi` on this rank and exit."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # whatever the locale says
     try:
         if launch.launched_rank() != 0 and {"-h", "--help", "--version"} & set(sys.argv[1:]):
             sys.exit(0)  # rank 0 tells it
@@ -49,7 +49,6 @@ def _run(args, threads: int, world) -> None:
     from tpimpi import commands
     from tpimpi.comm import Group, describe
 
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     group = Group(world)
     try:
         commands.run(args, group, threads)

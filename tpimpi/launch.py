@@ -88,12 +88,7 @@ def prepare(threads: int | None) -> int:
     cores = available_cores()
     if threads is None:
         threads = max(1, cores // local)
-    settings = dict(_SAME_SUMS)
-    if local * threads > cores or (threads > 1 and local * threads >= cores):
-        settings |= _YIELDING
-    if local * threads <= cores:
-        for name in [n for n in settings if n in _YIELDING and n != "OMP_WAIT_POLICY"]:
-            del settings[name]
+    settings = _SAME_SUMS | (_YIELDING if local * threads > cores else {})
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("NUMBA_NUM_THREADS", str(max(threads, cores)))
