@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange, types
+
 from tpimpi.kernels.variants import variant
 
 _LOG2_E = np.float32(1.4426950408889634)

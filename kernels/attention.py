@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange, types
+
 from tpimpi.kernels.activation import exp32
 from tpimpi.kernels.variants import variant
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, types
+
 from tpimpi.kernels.vector import dot_block
 
 _ROWS = types.Array(types.float32, 2, "C")

@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from test_cli import DEMO, TPIMPI, run
 
+from test_cli import DEMO, TPIMPI, run
 from tpimpi.shard import Shard
 
 

@@ -4,9 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
-from references import FAMILIES
 from safetensors import safe_open
 
+from references import FAMILIES
 from tpimpi.checkpoint import Checkpoint, expected_shapes
 from tpimpi.config import ModelConfig
 from tpimpi.encoding import ENCODINGS

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from references import FAMILIES
 
+from references import FAMILIES
 from tpimpi.config import ModelConfig
 from tpimpi.errors import UserError
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import open_session
 
 import tpimpi
+from support import open_session
 
 DEMO = Path(tpimpi.__file__).parent / "demo"
 

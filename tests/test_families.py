@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from references import FAMILIES
 from support import open_session
 

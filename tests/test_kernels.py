@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from numba import njit, types
+
 from tpimpi.kernels import activation, attention, matmul, norm, reference, rope
 from tpimpi.kernels.vector import f16_by_integers
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
 from test_cli import TPIMPI, run
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

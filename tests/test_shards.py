@@ -8,8 +8,8 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from references import FAMILIES
 
+from references import FAMILIES
 from tpimpi.checkpoint import Checkpoint
 from tpimpi.comm import Group
 from tpimpi.config import ModelConfig

@@ -46,7 +46,7 @@ class Sampler:
         if s.top_p < 1:
             order = np.argsort(-probabilities, kind="stable")  # the lower id first on a tie
             before = np.cumsum(probabilities[order]) - probabilities[order]
-            probabilities[order[before >= s.top_p]] = 0.0  # the first always stays
+            probabilities[order[1:][before[1:] >= s.top_p]] = 0.0  # the first always stays
         if s.min_p > 0:
             probabilities[probabilities < s.min_p * probabilities.max()] = 0.0
         cumulative = np.cumsum(probabilities)
