@@ -40,7 +40,7 @@ def _rows(x, w, out, first, last):
     tokens, columns = x.shape
     if tokens == 0 or last <= first:
         return
-    if last - first < ROWS:
+    if tokens == 1 or last - first < ROWS:  # one token: a row is one stream from memory
         for n in range(first, last):
             for t in range(tokens):
                 dot_block(1, 1, x, t, w, n, out, t, n)

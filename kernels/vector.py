@@ -108,6 +108,7 @@ class _Rows:
         self._builder, self._size, self._element = builder, itemsize, element
         base = builder.ptrtoint(array.data, _I64)
         stride = cgutils.unpack_tuple(builder, array.strides, 2)[0]
+        self._stride = stride
         self._rows = [
             builder.add(base, builder.mul(builder.add(first, ir.Constant(_I64, row)), stride))
             for row in range(count)
@@ -121,6 +122,27 @@ class _Rows:
         value = builder.load(builder.inttoptr(at, ir.PointerType()), typ=kind)
         value.align = self._size
         return value
+
+    def prefetch(self, column, nbytes: int):
+        """Ask for the same columns of the rows that follow these, as no address is loaded yet.
+
+        The hardware's own prefetchers stop at the end of a page, and a row is often a page.
+        """
+        builder = self._builder
+        kinds = [ir.PointerType(), _I32, _I32, _I32]
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
+        )
+        ahead = builder.mul(self._stride, ir.Constant(_I64, len(self._rows)))
+        hints = [ir.Constant(_I32, hint) for hint in (0, 3, 1)]  # read, keep, data
+        for row in self._rows:
+            at = builder.add(row, builder.mul(column, ir.Constant(_I64, self._size)))
+            at = builder.add(at, ahead)
+            for line in range(0, nbytes, 64):
+                pointer = builder.inttoptr(
+                    builder.add(at, ir.Constant(_I64, line)), ir.PointerType()
+                )
+                builder.call(function, [pointer, *hints])
 
 
 def _emit_products(builder, accumulators, weights, inputs, widen, column, lanes, lane=None):
@@ -194,7 +216,18 @@ def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
             lane = builder.trunc(builder.sub(k, whole), _I32)
             return _emit_products(builder, accumulators, weights, inputs, widen, k, None, lane)
 
-        sums = _emit_loop(builder, ir.Constant(_I64, 0), whole, LANES, sums, lanes)
+        done = ir.Constant(_I64, 0)
+        if token_count == 1:  # bound by memory: whole cache lines, and the next rows fetched ahead
+            paired = builder.and_(columns, ir.Constant(_I64, -2 * LANES))
+
+            def pair(k, accumulators):
+                weights.prefetch(k, itemsize * 2 * LANES)
+                accumulators = lanes(k, accumulators)
+                return lanes(builder.add(k, ir.Constant(_I64, LANES)), accumulators)
+
+            sums = _emit_loop(builder, done, paired, 2 * LANES, sums, pair)
+            done = paired
+        sums = _emit_loop(builder, done, whole, LANES, sums, lanes)
         sums = _emit_loop(builder, whole, columns, 1, sums, tail)
         base = builder.ptrtoint(out_array.data, _I64)
         strides = cgutils.unpack_tuple(builder, out_array.strides, 2)
