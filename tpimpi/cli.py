@@ -62,8 +62,10 @@ def _run(args, threads: int, world) -> None:
         if group.size == 1:
             os._exit(INTERRUPTED)
         world.Abort(INTERRUPTED)
-    except BrokenPipeError:
-        os._exit(1)  # whoever read our output has left
+    except BrokenPipeError:  # whoever read our output has left: nothing to say, nobody to hear it
+        if group.size == 1:
+            os._exit(1)
+        world.Abort(1)
     except (OSError, MemoryError) as error:
         _abort(world, group, describe(error), 1)
     except Exception as error:
