@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ LLAMA3_ROPE = {
 # name: layers, hidden, MLP, query heads, kv heads, head_dim, vocabulary, theta, more of config.json
 SHAPES = {
     "tiny": (2, 64, 160, 5, 5, 16, 1031, 1e4, {}),
+    "demo-tiny": (4, 192, 480, 6, 2, 32, 1024, 1e4, {}),
     "tinyllama-1.1b": (22, 2048, 5632, 32, 4, 64, 32000, 1e4, {}),
     "llama3.2-1b": (
         16, 2048, 8192, 32, 8, 64, 128256, 5e5,
@@ -49,6 +51,13 @@ DTYPES = {
     "bf16": ("bfloat16", "BF16", 2),
 }
 PIECE = 1 << 22  # numbers made at a time
+
+
+def positive(text: str) -> int:
+    """Return a command line's number, at least 1."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive integer")
+    return int(text)
 
 
 def config_of(shape: str, layers: int | None, dtype: str) -> dict:
@@ -109,19 +118,29 @@ def split(shapes: dict, itemsize: int, most: int) -> list[dict]:
     return files
 
 
+def refuse_leftovers(output: Path, names: set[str]) -> None:
+    """Exit if weights of another cut lie there: a reader would take those."""
+    other = [p.name for p in output.glob("model*.safetensors*") if p.name not in names]
+    if other:
+        sys.exit(f"{output} has other weights ({sorted(other)[0]}); choose an empty directory")
+
+
 def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) -> None:
     """Write *.safetensors, and the index if there are several."""
     _, stored, itemsize = DTYPES[dtype]
     shapes = expected_shapes(ModelConfig.from_directory(output))
     files = split(shapes, itemsize, most)
+    names = [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    names = names if len(files) > 1 else ["model.safetensors"]
+    refuse_leftovers(
+        output, {*names, "model.safetensors.index.json"} if len(files) > 1 else {*names}
+    )
     random = np.random.default_rng(seed)
     scale = 1 / math.sqrt(config["hidden_size"])
     total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
     weight_map = {}
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
-        for number, tensors in enumerate(files, 1):
-            name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-            name = "model.safetensors" if len(files) == 1 else name
+        for name, tensors in zip(names, files, strict=True):
             header, at = {"__metadata__": {"format": "pt"}}, 0
             for tensor, shape in tensors.items():
                 end = at + math.prod(shape) * itemsize
@@ -144,10 +163,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
-    parser.add_argument("--layers", type=int, help="fewer or more layers than the shape has")
+    parser.add_argument("--layers", type=positive, help="fewer or more layers than the shape has")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument(
-        "--max-file-size", type=int, default=5 << 30, metavar="BYTES", help="(default: 5 GiB)"
+        "--max-file-size", type=positive, default=5 << 30, metavar="BYTES", help="(default: 5 GiB)"
     )
     demo = Path(__file__).resolve().parent.parent / "tpimpi" / "demo"
     parser.add_argument(

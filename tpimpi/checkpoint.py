@@ -23,6 +23,8 @@ from tpimpi.errors import UserError
 _BY_SAFETENSORS_NAME = {e.safetensors_name: e for e in ENCODINGS.values()}
 _EDGE = 4096  # bytes at both ends of each tensor that go into the fingerprint
 _MAX_HEADER = 100_000_000  # the format's own limit
+# What JSON of another form than expected raises: nested too deep, an infinite offset, ...
+_BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,16 @@ class Checkpoint:
         self._descriptors: dict[Path, int] = {}
         found: dict[str, tuple[Path, dict, int]] = {}
         headers = hashlib.sha256()
-        for path in _files(Path(directory)):
+        paths = _files(Path(directory))
+        for path in paths:
             header, start, raw = _header(path)
             headers.update(raw)
             found |= {name: (path, entry, start) for name, entry in header.items()}
         self.tensors = {
             name: _tensor(name, shape, found) for name, shape in expected_shapes(config).items()
         }
+        for path in paths:
+            _check_format(path)  # last, as it can't name the tensor that is missing
         self.fingerprint = self._fingerprint(config, headers.digest())
 
     def weight(self, name: str) -> Tensor:
@@ -136,10 +141,10 @@ def _files(directory: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         paths = [directory / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _BROKEN as error:
         raise UserError(f"{index} is not a valid index ({error}); fetch it again") from error
     for path in paths:
-        if not path.exists():
+        if not path.is_file():
             raise UserError(
                 f"{index.name} names {path.name}, which is not in {directory}; fetch that file"
             )
@@ -177,18 +182,21 @@ def _header(path: Path) -> tuple[dict[str, dict], int, bytes]:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
         end = max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except _BROKEN as error:
         raise UserError(
             f"{path} has a damaged safetensors header ({error}); fetch it again"
         ) from error
     if 8 + length + end > size:
         raise UserError(f"{path} is cut short: {size} bytes of {8 + length + end}; fetch it again")
+    return entries, 8 + length, raw
+
+
+def _check_format(path: Path) -> None:
     try:
         with safe_open(path, framework="numpy"):
             pass  # the format's own library finds what else may be wrong: holes, overlaps
     except SafetensorError as error:
         raise UserError(f"{path} is no valid safetensors file ({error}); fetch it again") from error
-    return entries, 8 + length, raw
 
 
 def _tensor(name: str, shape: tuple[int, ...], found: dict) -> Tensor:
@@ -196,9 +204,13 @@ def _tensor(name: str, shape: tuple[int, ...], found: dict) -> Tensor:
         raise UserError(f"the checkpoint has no tensor {name}; some of its files are missing")
     path, entry, start = found[name]
     try:
-        kind, have = entry["dtype"], tuple(int(n) for n in entry["shape"])
-        first, last = (int(n) for n in entry["data_offsets"])
-    except (ValueError, KeyError, TypeError) as error:
+        kind, have = str(entry["dtype"]), tuple(entry["shape"])
+        first, last = entry["data_offsets"]
+        if not all(type(n) is int for n in (*have, first, last)):
+            raise TypeError("a size or an offset is no integer")
+        if first < 0:
+            raise ValueError("an offset is negative")
+    except _BROKEN as error:
         raise UserError(f"{path} has a damaged entry for {name}; fetch it again") from error
     if kind not in _BY_SAFETENSORS_NAME:
         raise UserError(
@@ -211,6 +223,8 @@ def _tensor(name: str, shape: tuple[int, ...], found: dict) -> Tensor:
         )
     encoding = _BY_SAFETENSORS_NAME[kind]
     nbytes = int(np.prod(shape)) * encoding.storage.itemsize
-    if first < 0 or last - first != nbytes:
-        raise UserError(f"{path} has {last - first} bytes for {name}, which needs {nbytes}")
+    if last - first != nbytes:
+        raise UserError(
+            f"{path} has {last - first} bytes for {name}, which needs {nbytes}; fetch it again"
+        )
     return Tensor(path, encoding.name, shape, start + first, nbytes)

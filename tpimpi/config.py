@@ -135,7 +135,7 @@ class ModelConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # the second: nested too deep
         raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object; fetch it again")
@@ -155,32 +155,45 @@ def _count(name: str, config: dict, key: str, default: int | None = None) -> int
 def _positive(name: str, config: dict, key: str, default: float) -> float:
     value = config.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(
             f"{name}: config.json has {key} = {value!r}, which must be a positive number"
         )
     return float(value)
 
 
+def _object(name: str, config: dict, key: str) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{name}: config.json has {key} = {value!r}, which must be an object")
+    return value
+
+
 def _refuse_unsupported(name: str, config: dict) -> None:
     """Raise UserError, by name, for what would run but give other numbers."""
     kind = config.get("model_type")
     names = config.get("architectures") or []
-    wrong = [a for a in names if a not in ARCHITECTURES]
-    if wrong or (not names and kind not in ARCHITECTURES.values()):
+    names = names if isinstance(names, list) else [names]
+    wrong = [a for a in names if a not in list(ARCHITECTURES)]
+    if kind not in [*ARCHITECTURES.values(), *([None] if names else [])]:
+        wrong.append(kind)
+    if wrong:
         raise UserError(
-            f"{name} is a {wrong[0] if wrong else kind} model; supported are "
+            f"{name} is a {wrong[0]} model; supported are "
             f"{' and '.join(ARCHITECTURES)} (Llama, Yi, TinyLlama, Mistral)"
         )
     if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+        method = _object(name, config, "quantization_config").get("quant_method", "unknown")
         raise UserError(
             f"{name} is quantized (quantization_config, method {method}); use the original "
             "checkpoint in float32, float16 or bfloat16"
         )
-    window, positions = config.get("sliding_window"), config.get("max_position_embeddings")
+    # Transformers gives Mistral a window of 4096 tokens unless the file says otherwise.
+    window = config.get("sliding_window", 4096 if kind == "mistral" else None)
+    positions = config.get("max_position_embeddings")
     used = config.get("use_sliding_window", True) and window is not None
-    if used and not (isinstance(positions, int) and window >= positions):
+    numbers = isinstance(positions, int) and isinstance(window, int)
+    if used and not (numbers and window >= positions):
         raise UserError(
             f"{name} has a sliding window of {window} tokens (sliding_window), which is not "
             "supported; use a version without one (such as Mistral 7B v0.2 or later)"
@@ -194,7 +207,8 @@ def _refuse_unsupported(name: str, config: dict) -> None:
 
 def _rope(name: str, config: dict, positions: int) -> dict[str, Any]:
     """Read RoPE's constants in the old spelling (rope_scaling) or the new (rope_parameters)."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    rope = _object(name, config, key)
     kind = rope.get("rope_type", rope.get("type")) or "default"
     if kind not in ROPE_TYPES:
         raise UserError(f"{name} has rope type {kind!r}; supported are {', '.join(ROPE_TYPES)}")
@@ -212,12 +226,19 @@ def _rope(name: str, config: dict, positions: int) -> dict[str, Any]:
             )
     scaled = {k: merged.get(k) if k in needed else None for k in merged}
     original = _count(name, scaled, "original_max_position_embeddings", positions)
+    low = _positive(name, scaled, "low_freq_factor", 1.0)
+    high = _positive(name, scaled, "high_freq_factor", 4.0)
+    if high <= low:
+        raise UserError(
+            f"{name}: high_freq_factor {high:g} must be more than low_freq_factor {low:g}; "
+            "config.json is wrong"
+        )
     return {
         "rope_theta": _positive(name, merged, "rope_theta", 10000.0),
         "rope_type": kind,
         "rope_factor": _positive(name, scaled, "factor", 1.0),
-        "rope_low_freq_factor": _positive(name, scaled, "low_freq_factor", 1.0),
-        "rope_high_freq_factor": _positive(name, scaled, "high_freq_factor", 4.0),
+        "rope_low_freq_factor": low,
+        "rope_high_freq_factor": high,
         "rope_original_max_positions": original,
     }
 
@@ -226,5 +247,6 @@ def _eos(config: dict, generation: dict) -> tuple[int, ...]:
     found: set[int] = set()
     for source in (config, generation):
         value = source.get("eos_token_id")
-        found.update(value if isinstance(value, list) else [value])
-    return tuple(sorted(v for v in found if isinstance(v, int)))
+        values = value if isinstance(value, list) else [value]
+        found |= {v for v in values if isinstance(v, int) and not isinstance(v, bool)}
+    return tuple(sorted(found))
