@@ -26,13 +26,16 @@ _SAME_SUMS = {
     "OMPI_MCA_coll": "^han",
 }
 
+# Threads that spin between kernels take the cores from readers, and from other ranks and programs:
+# on a machine shared with others a token took up to ten times as long.
+_WAITING = {"OMP_WAIT_POLICY": "passive"}
+
 # Ranks that spin while they wait take the core from the rank they wait for.
 _YIELDING = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "MPIR_CVAR_POSIX_POLL_FREQUENCY": "1",
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "16",
-    "OMP_WAIT_POLICY": "passive",
 }
 
 
@@ -88,7 +91,7 @@ def prepare(threads: int | None) -> int:
     cores = available_cores()
     if threads is None:
         threads = max(1, cores // local)
-    settings = _SAME_SUMS | (_YIELDING if local * threads > cores else {})
+    settings = _SAME_SUMS | _WAITING | (_YIELDING if local * threads > cores else {})
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("NUMBA_NUM_THREADS", str(max(threads, cores)))
