@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange, types
 
+from tpimpi.kernels.tiles import fma32, power_of_two
 from tpimpi.kernels.variants import variant
 
 _LOG2_E = np.float32(1.4426950408889634)
@@ -23,17 +24,19 @@ _C2, _C1, _C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.flo
 
 @njit(nogil=True, inline="always")
 def exp32(x):
-    """Return e^x for a float32 to about 1 ulp; 0 below -87.3, as it is for -inf."""
-    clamped = min(max(x, _LOWEST), _HIGHEST)
-    n = (clamped * _LOG2_E + _ROUND) - _ROUND
-    r = (clamped - n * _LN2_HIGH) - n * _LN2_LOW
-    p = ((((_C5 * r + _C4) * r + _C3) * r + _C2) * r + _C1) * r + _C0
-    p = (p * r * r + r) + np.float32(1.0)
-    power = np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p * power if x >= _LOWEST else np.float32(0.0)
+    """Return e^x for a float32 to about 1 ulp; 0 below -87.3, as it is for -inf; NaN for NaN."""
+    clamped = _LOWEST if x < _LOWEST else x
+    clamped = _HIGHEST if clamped > _HIGHEST else clamped
+    shifted = fma32(clamped, _LOG2_E, _ROUND)
+    n = shifted - _ROUND
+    r = fma32(n, -_LN2_LOW, fma32(n, -_LN2_HIGH, clamped))
+    p = fma32(fma32(fma32(_C5, r, _C4), r, _C3), r, _C2)
+    p = fma32(fma32(p, r, _C1), r, _C0)
+    p = fma32(p, r * r, r) + np.float32(1.0)
+    return np.float32(0.0) if x < _LOWEST else p * power_of_two(shifted)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")  # Python's check for zero would not vectorize
 def _gate_row(gate, up, out):
     for f in range(gate.shape[0]):
         g = gate[f]

@@ -14,7 +14,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 LANES = 16
-_F32, _I16, _I32, _I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32, _I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 _TRIPLE, _CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
 HAS_AVX512 = "+avx512f" in _FEATURES
@@ -27,7 +27,7 @@ def _lanes_of(scalar: ir.Type, like: ir.Type) -> ir.Type:
     return ir.VectorType(scalar, like.count) if isinstance(like, ir.VectorType) else scalar
 
 
-def _splat(kind: ir.Type, value) -> ir.Constant:
+def splat(kind: ir.Type, value) -> ir.Constant:
     if isinstance(kind, ir.VectorType):
         return ir.Constant(kind, [value] * kind.count)
     return ir.Constant(kind, value)
@@ -35,15 +35,15 @@ def _splat(kind: ir.Type, value) -> ir.Constant:
 
 def widen_bf16(builder, raw):
     """Emit bf16 -> f32 for i16 or a vector of it: the upper half of a float32."""
-    wide = _lanes_of(_I32, raw.type)
-    bits = builder.shl(builder.zext(raw, wide), _splat(wide, 16))
-    return builder.bitcast(bits, _lanes_of(_F32, raw.type))
+    wide = _lanes_of(I32, raw.type)
+    bits = builder.shl(builder.zext(raw, wide), splat(wide, 16))
+    return builder.bitcast(bits, _lanes_of(F32, raw.type))
 
 
 def widen_f16_in_hardware(builder, raw):
     """Emit f16 -> f32 by the machine's own instruction."""
     return builder.fpext(
-        builder.bitcast(raw, _lanes_of(ir.HalfType(), raw.type)), _lanes_of(_F32, raw.type)
+        builder.bitcast(raw, _lanes_of(ir.HalfType(), raw.type)), _lanes_of(F32, raw.type)
     )
 
 
@@ -53,14 +53,14 @@ def widen_f16_by_integers(builder, raw):
     Exponent and mantissa shifted to their places make a float32 that is 2^112 too small, also where
     the half is subnormal; infinities and NaN get all exponent bits afterwards.
     """
-    wide, floats = _lanes_of(_I32, raw.type), _lanes_of(_F32, raw.type)
+    wide, floats = _lanes_of(I32, raw.type), _lanes_of(F32, raw.type)
     bits = builder.zext(raw, wide)
-    magnitude = builder.and_(bits, _splat(wide, 0x7FFF))
-    sign = builder.shl(builder.and_(bits, _splat(wide, 0x8000)), _splat(wide, 16))
-    shifted = builder.bitcast(builder.shl(magnitude, _splat(wide, 13)), floats)
-    scaled = builder.bitcast(builder.fmul(shifted, _splat(floats, 2.0**112)), wide)
-    special = builder.icmp_unsigned(">=", magnitude, _splat(wide, 0x7C00))
-    full = builder.or_(scaled, _splat(wide, 0x7F800000))
+    magnitude = builder.and_(bits, splat(wide, 0x7FFF))
+    sign = builder.shl(builder.and_(bits, splat(wide, 0x8000)), splat(wide, 16))
+    shifted = builder.bitcast(builder.shl(magnitude, splat(wide, 13)), floats)
+    scaled = builder.bitcast(builder.fmul(shifted, splat(floats, 2.0**112)), wide)
+    special = builder.icmp_unsigned(">=", magnitude, splat(wide, 0x7C00))
+    full = builder.or_(scaled, splat(wide, 0x7F800000))
     return builder.bitcast(builder.or_(builder.select(special, full, scaled), sign), floats)
 
 
@@ -68,13 +68,13 @@ widen_f16 = widen_f16_in_hardware if HAS_HALF else widen_f16_by_integers
 
 # The dtype under which raw weights come to the kernels tells their encoding.
 WIDEN = {
-    types.float32: (_F32, 4, lambda builder, raw: raw),
+    types.float32: (F32, 4, lambda builder, raw: raw),
     types.uint16: (_I16, 2, widen_bf16),
     types.int16: (_I16, 2, widen_f16),
 }
 
 
-def _fma(builder, a, b, c):
+def fma(builder, a, b, c):
     # Fused where the target can, else a product and a sum: never a call of a library.
     kind = a.type
     suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
@@ -89,7 +89,7 @@ def _sum_lanes(builder, vector):
     count = vector.type.count
     while count > 1:
         half = count // 2
-        mask = ir.VectorType(_I32, half)
+        mask = ir.VectorType(I32, half)
         undefined = ir.Constant(vector.type, ir.Undefined)
         low = ir.Constant(mask, list(range(half)))
         high = ir.Constant(mask, list(range(half, count)))
@@ -98,7 +98,7 @@ def _sum_lanes(builder, vector):
             builder.shuffle_vector(vector, undefined, high),
         )
         count = half
-    return builder.extract_element(vector, ir.Constant(_I32, 0))
+    return builder.extract_element(vector, ir.Constant(I32, 0))
 
 
 class _Rows:
@@ -106,18 +106,18 @@ class _Rows:
 
     def __init__(self, builder, array, first, count: int, itemsize: int, element: ir.Type):
         self._builder, self._size, self._element = builder, itemsize, element
-        base = builder.ptrtoint(array.data, _I64)
+        base = builder.ptrtoint(array.data, I64)
         stride = cgutils.unpack_tuple(builder, array.strides, 2)[0]
         self._stride = stride
         self._rows = [
-            builder.add(base, builder.mul(builder.add(first, ir.Constant(_I64, row)), stride))
+            builder.add(base, builder.mul(builder.add(first, ir.Constant(I64, row)), stride))
             for row in range(count)
         ]
 
     def load(self, row: int, column, lanes: int | None):
         """Load one element, or `lanes` of them."""
         builder = self._builder
-        at = builder.add(self._rows[row], builder.mul(column, ir.Constant(_I64, self._size)))
+        at = builder.add(self._rows[row], builder.mul(column, ir.Constant(I64, self._size)))
         kind = ir.VectorType(self._element, lanes) if lanes else self._element
         value = builder.load(builder.inttoptr(at, ir.PointerType()), typ=kind)
         value.align = self._size
@@ -129,18 +129,18 @@ class _Rows:
         The hardware's own prefetchers stop at the end of a page, and a row is often a page.
         """
         builder = self._builder
-        kinds = [ir.PointerType(), _I32, _I32, _I32]
+        kinds = [ir.PointerType(), I32, I32, I32]
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
         )
-        ahead = builder.mul(self._stride, ir.Constant(_I64, len(self._rows)))
-        hints = [ir.Constant(_I32, hint) for hint in (0, 3, 1)]  # read, keep, data
+        ahead = builder.mul(self._stride, ir.Constant(I64, len(self._rows)))
+        hints = [ir.Constant(I32, hint) for hint in (0, 3, 1)]  # read, keep, data
         for row in self._rows:
-            at = builder.add(row, builder.mul(column, ir.Constant(_I64, self._size)))
+            at = builder.add(row, builder.mul(column, ir.Constant(I64, self._size)))
             at = builder.add(at, ahead)
             for line in range(0, nbytes, 64):
                 pointer = builder.inttoptr(
-                    builder.add(at, ir.Constant(_I64, line)), ir.PointerType()
+                    builder.add(at, ir.Constant(I64, line)), ir.PointerType()
                 )
                 builder.call(function, [pointer, *hints])
 
@@ -154,20 +154,20 @@ def _emit_products(builder, accumulators, weights, inputs, widen, column, lanes,
         for t, sums in enumerate(row):
             x = inputs.load(t, column, lanes)
             if lane is None:
-                result[r].append(_fma(builder, wide[r], x, sums))
+                result[r].append(fma(builder, wide[r], x, sums))
             else:
-                one = _fma(builder, wide[r], x, builder.extract_element(sums, lane))
+                one = fma(builder, wide[r], x, builder.extract_element(sums, lane))
                 result[r].append(builder.insert_element(sums, one, lane))
     return result
 
 
-def _emit_loop(builder, start, stop, step, accumulators, body):
+def emit_loop(builder, start, stop, step, accumulators, body):
     """Emit `for k in range(start, stop, step)` with the accumulators as loop variables."""
     before, head = builder.block, builder.append_basic_block("head")
     inside, after = builder.append_basic_block("body"), builder.append_basic_block("after")
     builder.branch(head)
     builder.position_at_end(head)
-    k = builder.phi(_I64)
+    k = builder.phi(I64)
     k.add_incoming(start, before)
     phis = [[builder.phi(value.type) for value in row] for row in accumulators]
     for row, values in zip(phis, accumulators, strict=True):
@@ -176,7 +176,7 @@ def _emit_loop(builder, start, stop, step, accumulators, body):
     builder.cbranch(builder.icmp_signed("<", k, stop), inside, after)
     builder.position_at_end(inside)
     results = body(k, phis)
-    k.add_incoming(builder.add(k, ir.Constant(_I64, step)), builder.block)
+    k.add_incoming(builder.add(k, ir.Constant(I64, step)), builder.block)
     for row, values in zip(phis, results, strict=True):
         for phi, value in zip(row, values, strict=True):
             phi.add_incoming(value, builder.block)
@@ -203,38 +203,38 @@ def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
         w_array = context.make_array(sig.args[4])(context, builder, w_value)
         out_array = context.make_array(sig.args[6])(context, builder, out_value)
         columns = cgutils.unpack_tuple(builder, x_array.shape, 2)[1]
-        whole = builder.and_(columns, ir.Constant(_I64, -LANES))
-        inputs = _Rows(builder, x_array, t_value, token_count, 4, _F32)
+        whole = builder.and_(columns, ir.Constant(I64, -LANES))
+        inputs = _Rows(builder, x_array, t_value, token_count, 4, F32)
         weights = _Rows(builder, w_array, n_value, row_count, itemsize, element)
-        zero = _splat(ir.VectorType(_F32, LANES), 0.0)
+        zero = splat(ir.VectorType(F32, LANES), 0.0)
         sums = [[zero] * token_count for _ in range(row_count)]
 
         def lanes(k, accumulators):
             return _emit_products(builder, accumulators, weights, inputs, widen, k, LANES)
 
         def tail(k, accumulators):
-            lane = builder.trunc(builder.sub(k, whole), _I32)
+            lane = builder.trunc(builder.sub(k, whole), I32)
             return _emit_products(builder, accumulators, weights, inputs, widen, k, None, lane)
 
-        done = ir.Constant(_I64, 0)
+        done = ir.Constant(I64, 0)
         if token_count == 1:  # bound by memory: whole cache lines, and the next rows fetched ahead
-            paired = builder.and_(columns, ir.Constant(_I64, -2 * LANES))
+            paired = builder.and_(columns, ir.Constant(I64, -2 * LANES))
 
             def pair(k, accumulators):
                 weights.prefetch(k, itemsize * 2 * LANES)
                 accumulators = lanes(k, accumulators)
-                return lanes(builder.add(k, ir.Constant(_I64, LANES)), accumulators)
+                return lanes(builder.add(k, ir.Constant(I64, LANES)), accumulators)
 
-            sums = _emit_loop(builder, done, paired, 2 * LANES, sums, pair)
+            sums = emit_loop(builder, done, paired, 2 * LANES, sums, pair)
             done = paired
-        sums = _emit_loop(builder, done, whole, LANES, sums, lanes)
-        sums = _emit_loop(builder, whole, columns, 1, sums, tail)
-        base = builder.ptrtoint(out_array.data, _I64)
+        sums = emit_loop(builder, done, whole, LANES, sums, lanes)
+        sums = emit_loop(builder, whole, columns, 1, sums, tail)
+        base = builder.ptrtoint(out_array.data, I64)
         strides = cgutils.unpack_tuple(builder, out_array.strides, 2)
         for j in range(token_count):
-            row = builder.mul(builder.add(out_t_value, ir.Constant(_I64, j)), strides[0])
+            row = builder.mul(builder.add(out_t_value, ir.Constant(I64, j)), strides[0])
             for i in range(row_count):
-                column = builder.mul(builder.add(out_n_value, ir.Constant(_I64, i)), strides[1])
+                column = builder.mul(builder.add(out_n_value, ir.Constant(I64, i)), strides[1])
                 at = builder.add(base, builder.add(row, column))
                 total = _sum_lanes(builder, sums[i][j])
                 store = builder.store(total, builder.inttoptr(at, ir.PointerType()))

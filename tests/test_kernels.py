@@ -149,3 +149,45 @@ def test_attention(head_dim, threads):
             q[at].copy(), *arguments, positions[at], slots[at], alone, kv_index, scale, 1
         )
         assert (alone[0] == out[t]).all()
+
+
+def test_attention_bits_do_not_depend_on_company():
+    """Unwritten places of pages hold NaN here: no row may read beyond its own last position."""
+    lengths, kv_index = (3, 64, 130), np.array([0, 0, 0, 0, 0, 1, 1], np.int32)
+    keys, values, table = pages(80, 2, lengths)
+    slots = np.repeat(np.arange(3, dtype=np.int32), lengths)
+    positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])
+    for slot, length in enumerate(lengths):
+        for at in range(length, table.shape[1] * attention.PAGE):
+            page, place = table[slot, at // attention.PAGE], at % attention.PAGE
+            keys[page, :, :, place] = values[page, :, place] = np.nan
+    q = normal(len(slots), 7, 80) * 3
+
+    def attend(chosen, threads):
+        out = np.empty((len(chosen), 7, 80), np.float32)
+        arguments = (q[chosen], keys, values, table, positions[chosen], slots[chosen], out)
+        attention.attention(*arguments, kv_index, np.float32(0.1), threads)
+        return out.view(np.uint32)
+
+    everything = np.arange(len(slots))
+    whole, mixed = attend(everything, 1), RANDOM.permutation(everything)
+    assert np.isfinite(whole.view(np.float32)).all()
+    for threads in (1, 2):
+        assert (attend(everything, threads) == whole).all()
+        assert (attend(mixed, threads) == whole[mixed]).all()
+        for count in (1, 2, 3, 5, 31, 33, 70):
+            part = everything[-count:]
+            assert (attend(part, threads) == whole[part]).all()
+
+
+def test_a_nan_is_never_hidden():
+    keys, values, table = pages(32, 1, (10,))
+    keys[table[0, 0], 0, :, 3] = np.nan
+    out, zero = np.zeros((1, 1, 32), np.float32), np.zeros(1, np.int32)
+    attention.attention(
+        np.ones_like(out), keys, values, table, zero + 9, zero, out, zero, np.float32(1), 1
+    )
+    assert np.isnan(out).all()
+    x = np.array([[np.nan, 1]], np.float32)
+    activation.silu_gate(x, np.ones_like(x), x, 1)
+    assert np.isnan(x[0, 0]) and np.isfinite(x[0, 1])
