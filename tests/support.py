@@ -3,16 +3,18 @@
 from types import SimpleNamespace
 
 from tpimpi import runtime
+from tpimpi.budget import Budgets, MemoryRequest
 from tpimpi.checkpoint import Checkpoint
 from tpimpi.comm import Group
 from tpimpi.config import ModelConfig
 from tpimpi.convert import ensure_shards
 from tpimpi.partition import Partition
+from tpimpi.plan import Work
 
 
 def open_session(
     comm, directory, folder, window=None, chunk=256, max_logits=64, context=128, threads=1,
-    slots=1,
+    slots=1, budget=None,
 ):  # fmt: skip
     """Return (session, group, config) of a model directory cut over the ranks of `comm`."""
     group = Group(comm)
@@ -20,8 +22,8 @@ def open_session(
     checkpoint = Checkpoint(directory, config) if group.rank == 0 else None
     source = SimpleNamespace(config=config, partition=Partition.of(config, [1] * group.size))
     shard, _ = ensure_shards(group, config, source.partition, checkpoint, folder, False, False)
-    args = SimpleNamespace(
-        memory_window=window, disable_memory_schedule=window is None, prompt_chunk=chunk
-    )
-    session = runtime.load(group, source, shard, args, threads, context, max_logits, slots)
-    return session, group, config
+    request = MemoryRequest(window=window, everything=window is None, chunk=chunk)
+    if budget is not None:
+        request = MemoryRequest(Budgets((budget,)), chunk=chunk)
+    work = Work(context - 1, context, slots, logits=max_logits)
+    return runtime.load(group, source, shard, request, work, threads), group, config

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from tpimpi.errors import MachineError, UserError
 
 CHUNK = 8 << 20  # bytes in one message: far below MPI's 2^31 limit, and small beside any budget
+SUM_BYTES = 1 << 20  # of one sum: MPI takes as much memory again for what it receives
 
 
 def _mpi_allreduce(comm: MPI.Comm, buffer: np.ndarray) -> None:
@@ -49,8 +50,14 @@ class Group:
         if self.size == 1:
             return
         start = time.perf_counter()
-        self._merge(self.comm, buffer)
+        flat = buffer.reshape(-1)
+        for at in range(0, flat.size, SUM_BYTES // 4):
+            self._merge(self.comm, flat[at : at + SUM_BYTES // 4])
         self.network_seconds += time.perf_counter() - start
+
+    def warm_up(self) -> None:
+        """Let MPI take the memory that sums will need (collective)."""
+        self.allreduce(np.zeros(SUM_BYTES // 4, np.float32))
 
     def bcast(self, buffer: np.ndarray) -> None:
         """Send rank 0's buffer to all (collective). Its time is rank 0's, not the network's."""

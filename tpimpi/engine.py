@@ -90,13 +90,12 @@ class Engine:
             part = ids[start : min(start + chunk, len(ids) - 1)]
             positions = range(start, start + len(part))
             logits = self.step(part, positions, [0] * len(part), range(len(part)))
-            wide = logits.astype(np.float64)  # [n, V]
-            top = wide.max(axis=1)  # [n]
-            log_sum = np.log(np.exp(wide - top[:, None]).sum(axis=1)) + top  # [n]
-            targets = np.asarray(ids[start + 1 : start + 1 + len(part)])
-            losses.append(log_sum - wide[np.arange(len(part)), targets])
+            for row, target in zip(logits, ids[start + 1 : start + 1 + len(part)], strict=True):
+                wide = row.astype(np.float64)  # [V], one row at a time: memory stays small
+                top = wide.max()
+                losses.append(np.log(np.exp(wide - top).sum()) + top - wide[target])
         self.release(0)
-        return np.concatenate(losses)
+        return np.array(losses)
 
     def _tell(self, operation: int, tokens: int = 0, count: int = 0, slot: int = 0) -> None:
         self._header[:] = operation, tokens, count, slot

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from tpimpi import __version__
+from tpimpi.budget import Budgets, MemoryRequest
 from tpimpi.errors import UserError
 
 REMOVED = {
@@ -40,6 +41,13 @@ def _number(kind: Callable, low: float, high: float | None = None, why: str = ""
     return convert
 
 
+def _budgets(text: str) -> Budgets:
+    try:
+        return Budgets.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -62,10 +70,16 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     memory = group.add_mutually_exclusive_group()
     memory.add_argument(
+        "--memory-budget", type=_budgets, default=MemoryRequest.budgets, metavar="BYTES",
+        help="the most memory that each rank's process takes, such as 3GiB or 1500MB; or one for "
+        "each rank, 3GiB,1GiB; or @FILE with lines HOST BYTES; auto: most of what is free on the "
+        "node; max: all of it. Weights beyond it stream from disk (default: auto)",
+    )  # fmt: skip
+    memory.add_argument(
         "--memory-window", metavar="N",
         type=_number(int, 2, why=" blocks: one is computed while the next is read"),
         help="keep N blocks (half layers) in memory and stream the weights from disk, at least 2 "
-        "(default: everything in memory if it fits comfortably, else 4)",
+        "in place of a budget",
     )  # fmt: skip
     memory.add_argument(
         "--disable-memory-schedule", action="store_true", help="keep all weights in memory"
@@ -75,8 +89,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="threads of each rank (default: cores of the node / ranks on it)",
     )  # fmt: skip
     group.add_argument(
-        "--prompt-chunk", type=_number(int, 1), default=256, metavar="N",
-        help="tokens of a prompt computed in one pass (default: 256)",
+        "--prompt-chunk", type=_number(int, 1), metavar="N",
+        help="tokens of a prompt computed in one pass (default: 512 or what the budget allows; 256 "
+        "with --memory-window)",
     )  # fmt: skip
     group.add_argument("--report", metavar="FILE", help="write each rank's figures as JSON")
 
@@ -174,3 +189,10 @@ def _normalized(argv: Sequence[str]) -> list[str]:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the parsed command line; raises UserError, or SystemExit for --help and --version."""
     return _build().parse_args(_normalized(argv))
+
+
+def memory_request(args: argparse.Namespace) -> MemoryRequest:
+    """Return what the memory flags say."""
+    return MemoryRequest(
+        args.memory_budget, args.memory_window, args.disable_memory_schedule, args.prompt_chunk
+    )

@@ -11,6 +11,8 @@ from tpimpi.comm import Group
 from tpimpi.config import ModelConfig
 from tpimpi.errors import UserError
 from tpimpi.files import check_report, read_text
+from tpimpi.flags import memory_request
+from tpimpi.plan import MemoryPlan, Work
 from tpimpi.sampler import Sampler, SamplingSettings
 from tpimpi.source import Source
 from tpimpi.tokenizer import TextStream, Tokenizer, load_tokenizer
@@ -47,21 +49,20 @@ def generate(args, group: Group, threads: int) -> None:
             ids = _prompt_ids(args, source.config, tokenizer)
             check_report(args)
     shard, _ = source.shard(args, group)
-    context = min(group.comm.bcast(len(ids)) + args.length, source.config.max_positions)
-    session = runtime.load(group, source, shard, args, threads, context, 1)
+    prompt = group.comm.bcast(len(ids))
+    context = min(prompt + args.length, source.config.max_positions)
+    session = runtime.load(
+        group, source, shard, memory_request(args), Work(prompt, context), threads
+    )
     result: dict = {}
     with session:
         if group.rank == 0:
             settings = SamplingSettings(
                 args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed
             )
-            length = min(args.length, context - len(ids))
-            if length < args.length:
-                print(
-                    f"tpimpi: the context of {context} tokens leaves room for {length} new tokens "
-                    f"of {args.length}",
-                    file=sys.stderr,
-                )
+            length = min(args.length, session.plan.context - len(ids))
+            _say_memory(session.plan)
+            _say_length(args.length, length, session.plan.context, source.config.max_positions)
             result = _write_text(args, source.config, session.engine, tokenizer, ids,
                                  Sampler(settings), length)  # fmt: skip
         figures = session.finish()
@@ -75,6 +76,28 @@ def generate(args, group: Group, threads: int) -> None:
             print(json.dumps({"prompt_ids": ids} | result | {"figures": summary}), flush=True)
         else:
             print(report.line(summary, figures), file=sys.stderr, flush=True)
+
+
+def _say_memory(plan: MemoryPlan) -> None:
+    """Tell how much of the weights stays in memory where not all of it does."""
+    if plan.streamed:
+        print(
+            f"tpimpi: {plan.resident / 2**20:.0f} of {(plan.resident + plan.streamed) / 2**20:.0f} "
+            "MiB of rank 0's weights stay in memory, the others stream from disk for each token "
+            "(`tpimpi plan` tells more)",
+            file=sys.stderr,
+        )
+
+
+def _say_length(asked: int, length: int, context: int, most: int) -> None:
+    """Warn where the text will end before the tokens that were asked for."""
+    if length < asked:
+        why = "" if context == most else ", which is what the memory budget allows,"
+        print(
+            f"tpimpi: the context of {context} tokens{why} leaves room for {length} new tokens "
+            f"of {asked}",
+            file=sys.stderr,
+        )
 
 
 def _write_text(args, config, engine, tokenizer, ids, sampler, length) -> dict:

@@ -13,6 +13,12 @@ from tpimpi.kernels.attention import PAGE as PAGE_TOKENS
 from tpimpi.kernels.vector import LANES
 
 
+def page_bytes(layers: int, kv_heads: int, head_dim: int) -> int:
+    """Return the bytes of one page: PAGE_TOKENS positions in all layers, keys and values."""
+    padded = -(-head_dim // LANES) * LANES
+    return 4 * layers * kv_heads * PAGE_TOKENS * (head_dim + padded)
+
+
 class KVCache:
     """Pages for `slots` sequences of at most `context` tokens each.
 

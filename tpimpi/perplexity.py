@@ -12,6 +12,8 @@ from tpimpi import report, runtime
 from tpimpi.comm import Group
 from tpimpi.errors import UserError
 from tpimpi.files import check_report, read_text
+from tpimpi.flags import memory_request
+from tpimpi.plan import Work
 from tpimpi.source import Source
 from tpimpi.tokenizer import load_tokenizer
 
@@ -35,10 +37,9 @@ def perplexity(args, group: Group, threads: int) -> None:
                 f"--window {window} is longer than the model's context of {config.max_positions}"
             )
     shard, _ = source.shard(args, group)
-    max_logits = max(1, LOGITS_BYTES // (4 * config.vocab_size))
-    session = runtime.load(
-        group, source, shard, args, threads, window, min(max_logits, args.prompt_chunk)
-    )
+    rows = max(1, LOGITS_BYTES // (4 * config.vocab_size))  # logits of all tokens are asked for
+    work = Work(window - 1, window, longest_chunk=rows, logits=rows)
+    session = runtime.load(group, source, shard, memory_request(args), work, threads)
     losses, start = [], time.perf_counter()
     with session:
         if group.rank == 0:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tpimpi.comm import Group
+from tpimpi.memory import peak_bytes
+from tpimpi.plan import MemoryPlan
 from tpimpi.tape import Tape
 
 
@@ -27,30 +27,23 @@ class RankFigures:
     streamed_bytes_per_pass: int
     resident_bytes: int
     ring_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    budget_bytes: int | None
+    planned_memory_bytes: int
     peak_memory_bytes: int
+    prompt_chunk: int
+    context: int
     threads: int
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident memory this process has had, in bytes."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: the portable figure below
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Stopwatch:
     """Measure one rank's run from its making to `figures`."""
 
-    def __init__(self, group: Group, tape: Tape, threads: int):
-        self._group, self._tape, self._threads = group, tape, threads
+    def __init__(self, group: Group, tape: Tape, plan: MemoryPlan, threads: int):
+        self._group, self._tape, self._plan, self._threads = group, tape, plan, threads
         self._start = time.perf_counter()
         self._network, self._wait = group.network_seconds, tape.wait_seconds
-        self.idle_seconds = 0.0
 
     def figures(self) -> RankFigures:
         """Return this rank's figures up to now."""
@@ -68,7 +61,13 @@ class Stopwatch:
             streamed_bytes_per_pass=self._tape.streamed_bytes,
             resident_bytes=self._tape.resident_bytes,
             ring_bytes=self._tape.ring_bytes if self._tape.streamed_bytes else 0,
-            peak_memory_bytes=peak_memory_bytes(),
+            kv_bytes=self._plan.kv,
+            activation_bytes=self._plan.activations,
+            budget_bytes=self._plan.budget,
+            planned_memory_bytes=self._plan.total,
+            peak_memory_bytes=peak_bytes(),
+            prompt_chunk=self._plan.chunk,
+            context=self._plan.context,
             threads=self._threads,
         )
 

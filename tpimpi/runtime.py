@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from tpimpi import report
+from tpimpi import memory, report
+from tpimpi.budget import Claim, shared_budgets
+from tpimpi.buffers import buffer_bytes
 from tpimpi.comm import Group
+from tpimpi.config import ModelConfig
 from tpimpi.engine import Engine
-from tpimpi.kvcache import KVCache
+from tpimpi.kvcache import PAGE_TOKENS, KVCache, page_bytes
 from tpimpi.model import Model
-from tpimpi.partition import pieces
-from tpimpi.plan import plan_memory
-from tpimpi.shard import Shard
+from tpimpi.partition import RankCut, pieces
+from tpimpi.plan import (
+    MemoryPlan,
+    MemoryRequest,
+    Needs,
+    Work,
+    fit,
+    plan_budget,
+    plan_flags,
+    refuse_small,
+    wanted_chunk,
+)
+from tpimpi.shard import Shard, Stored
 from tpimpi.tape import Tape
+from tpimpi.warmup import warm_up
+
+SAMPLING_BYTES = 64  # for each token of the vocabulary, on rank 0: eight float64 at most
 
 
 class Session:
@@ -21,10 +35,12 @@ class Session:
     In `with session:` ranks other than 0 serve until rank 0 calls `finish`.
     """
 
-    def __init__(self, group: Group, model: Model, tape: Tape, shard: Shard, threads: int):
-        self.engine = Engine(group, model)
+    def __init__(
+        self, group: Group, model: Model, tape: Tape, shard: Shard, plan: MemoryPlan, threads: int
+    ):
+        self.engine, self.plan = Engine(group, model), plan
         self._group, self._tape, self._shard = group, tape, shard
-        self._watch = report.Stopwatch(group, tape, threads)
+        self._watch = report.Stopwatch(group, tape, plan, threads)
 
     def __enter__(self) -> Session:
         return self
@@ -43,61 +59,67 @@ class Session:
 
 
 def load(
-    group: Group, source, shard: Shard, args, threads: int, context: int, max_logits: int,
-    slots: int = 1,
-) -> Session:  # fmt: skip
-    """Return a Session for `slots` sequences of up to `context` tokens each (collective)."""
+    group: Group, source, shard: Shard, request: MemoryRequest, work: Work, threads: int
+) -> Session:
+    """Return a Session for `work` within the memory that `request` allows (collective).
+
+    `source` has the model's config and partition. Raises UserError on all ranks where the budget is
+    too small for it.
+    """
     config, mine = source.config, source.partition.ranks[group.rank]
-    mine_pieces = pieces(config, mine)
-    plan = plan_memory(group, shard, mine_pieces, args.memory_window, args.disable_memory_schedule)
-    _warm_up(group, {t.encoding for t in shard.tensors}, config.head_dim, threads)
+    names = [piece.name for piece in pieces(config, mine) if piece.streamed]
+    stored = {name: shard[name] for name in names}
+    warm_up(group.node, {tensor.encoding for tensor in shard.tensors}, threads)
+    group.warm_up()
+    plan = plan_memory(group, needs_of(config, mine, stored, work), request, work)
     tape = model = None
     with group.together():
-        names = [piece.name for piece in mine_pieces if piece.streamed]
-        tape = Tape(shard, names, set(plan.resident), plan.ring_bytes)
-        cache = KVCache(config.num_layers, len(mine.kv_heads), config.head_dim, slots, context)
-        chunk = min(args.prompt_chunk, context)
-        model = Model(
-            group, config, source.partition, shard, tape, cache, chunk, max_logits, threads
+        tape = Tape(shard, names, plan.resident_rows, plan.ring)
+        cache = KVCache(
+            config.num_layers, len(mine.kv_heads), config.head_dim, work.slots, plan.context
         )
-    return Session(group, model, tape, shard, threads)
+        logits = min(work.logits, plan.chunk)
+        model = Model(
+            group, config, source.partition, shard, tape, cache, plan.chunk, logits, threads
+        )
+    return Session(group, model, tape, shard, plan, threads)
 
 
-def _warm_up(group: Group, encodings: set[str], head_dim: int, threads: int) -> None:
-    """Compile the kernels on one rank of each node; the others then find them in numba's cache."""
-    for turn in (True, False):
-        if (group.node.rank == 0) == turn:
-            call_kernels(encodings, head_dim, threads)
-        group.node.Barrier()
+def needs_of(config: ModelConfig, mine: RankCut, tape: dict[str, Stored], work: Work) -> Needs:
+    """Return what a rank like this process needs; `tape` are its tensors in the order of use."""
+    blocks: dict[int, int] = {}
+    for piece in pieces(config, mine):
+        if piece.streamed:
+            blocks[piece.block] = blocks.get(piece.block, 0) + tape[piece.name].nbytes
+    norms = 4 * config.hidden_size * (2 * config.num_layers + 1)
+    sampling = SAMPLING_BYTES * config.vocab_size if mine.rank == 0 else 0
+    rows = max(work.logits, 1)
+    one = buffer_bytes(config, mine, 1, 1)
+    per_logits = buffer_bytes(config, mine, 1, 2) - one
+    # As many rows of logits as tokens may be asked for, up to a limit: a chunk's share of them.
+    per_token = buffer_bytes(config, mine, 2, 1) - one + (per_logits if rows > 1 else 0)
+    return Needs(
+        process=memory.resident_bytes(), peak=memory.peak_bytes(),
+        fixed=norms + sampling + per_logits, per_token=per_token,
+        kv_page=page_bytes(config.num_layers, len(mine.kv_heads), config.head_dim),
+        page_tokens=PAGE_TOKENS, tensors=tuple(tape.values()),
+        blocks=tuple(blocks[b] for b in sorted(blocks)),
+    )  # fmt: skip
 
 
-def call_kernels(encodings: set[str], head_dim: int, threads: int) -> None:
-    """Call every kernel on a small problem, so that it is compiled or loaded."""
-    import numba
-
-    from tpimpi.encoding import ENCODINGS
-    from tpimpi.kernels.activation import silu_gate
-    from tpimpi.kernels.attention import PAGE, append_kv, attention
-    from tpimpi.kernels.matmul import matmul
-    from tpimpi.kernels.norm import rmsnorm
-    from tpimpi.kernels.rope import rope
-
-    if threads > 1:
-        numba.set_num_threads(threads)
-    tokens = 8  # enough for the kernels that use threads from some size on
-    x, out = np.ones((tokens, head_dim), np.float32), np.empty((tokens, head_dim), np.float32)
-    for encoding in encodings:
-        weights = np.zeros((head_dim, head_dim), ENCODINGS[encoding].storage)
-        matmul(x, weights, out, threads, encoding)
-    rmsnorm(x, x[0].copy(), 1e-5, out)
-    silu_gate(x, x, out, threads)
-    heads = np.ones((tokens, 1, head_dim), np.float32)
-    half = np.ones((tokens, head_dim // 2), np.float32)
-    rope(heads, half, half)
-    keys = np.zeros((1, 1, head_dim, PAGE), np.float32)
-    values = np.zeros((1, 1, PAGE, -(-head_dim // 16) * 16), np.float32)
-    table, slots = np.zeros((1, 1), np.int32), np.zeros(tokens, np.int32)
-    positions, index = np.arange(tokens, dtype=np.int32), np.zeros(1, np.int32)
-    append_kv(heads, heads, keys, values, table, positions, slots)
-    attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
-              np.float32(1), threads)  # fmt: skip
+def plan_memory(group: Group, needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
+    """Follow the memory flags on all ranks, with one chunk and one context for all (collective)."""
+    if request.window is not None or request.everything:
+        return plan_flags(needs, request, work)
+    chunk, least = wanted_chunk(request, work), wanted_chunk(request, work) if request.chunk else 1
+    asked: str | int = 0
+    with group.together():
+        asked = request.budgets.of(group.rank, group.size, group.host)
+    wanted = needs.everything(work, chunk)
+    claim = Claim(asked, group.host, needs.process, wanted, memory.free_memory())
+    budget = shared_budgets(group.comm.allgather(claim))[group.rank]
+    with group.together():
+        refuse_small(needs, budget, asked, work, least, f"rank {group.rank} on {group.host}")
+    fits = group.comm.allgather(fit(needs, budget, work, chunk, least))
+    chunk, context = min(c for c, _ in fits), min(context for _, context in fits)
+    return plan_budget(needs, budget, work, chunk, context)

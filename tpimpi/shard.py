@@ -18,12 +18,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from tpimpi.directio import PAGE
 from tpimpi.encoding import ENCODINGS
 from tpimpi.errors import MachineError, UserError
 from tpimpi.partition import Piece
 
 FORMAT_VERSION = 1
-PAGE = 4096
+
 WRITTEN = 1 << 32  # added to a CRC-32, so that 0 always means "not written"
 MEND = "run the command again with --split-bin to cut the shards anew"
 

@@ -1,0 +1,144 @@
+"""The memory budget: from what the user wrote to bytes for each rank.
+
+`3GiB` for every rank, `3GiB,1GiB,...` one for each, `@FILE` with a line `HOST BYTES` for each host,
+`auto` for what the node can spare, `max` for all that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from humanfriendly import InvalidSize, parse_size
+
+from tpimpi.errors import UserError
+from tpimpi.memory import FreeMemory
+
+AUTO, MAX = "auto", "max"
+# `auto` leaves a fifth of what is free to other programs, `max` what a node needs to live.
+AUTO_SHARE, MAX_SPARED = 0.8, 64 << 20
+
+
+def parse_budget(text: str) -> str | int:
+    """Return one budget: `auto`, `max`, or bytes. Raises ValueError."""
+    word = text.strip()
+    if word in (AUTO, MAX):
+        return word
+    try:
+        return parse_size(word)
+    except InvalidSize:
+        raise ValueError(
+            f"{word!r} is no size; write bytes with a unit (3GiB, 1500MB), auto or max"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What `--memory-budget` says: for all ranks, for each rank, or for each host."""
+
+    ranks: tuple[str | int, ...] = ()
+    hosts: tuple[tuple[str, str | int], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Budgets:
+        """Read the flag's value. Raises ValueError, also where its file can't be read."""
+        if text.startswith("@"):
+            return cls(hosts=_read_hosts(Path(text[1:])))
+        return cls(ranks=tuple(parse_budget(part) for part in text.split(",")))
+
+    def of(self, rank: int, size: int, host: str) -> str | int:
+        """Return the budget of a rank. Raises UserError where there is none for it."""
+        if self.hosts:
+            known = dict(self.hosts)
+            for name in (host, host.partition(".")[0], "*"):
+                if name in known:
+                    return known[name]
+            raise UserError(
+                f"the file of --memory-budget has no line for host {host}; add one, or a line "
+                "that begins with * for all others"
+            )
+        if len(self.ranks) not in (1, size):
+            raise UserError(
+                f"--memory-budget lists {len(self.ranks)} budgets, but there are {size} ranks; "
+                "give one for all or one for each"
+            )
+        return self.ranks[rank if len(self.ranks) > 1 else 0]
+
+
+@dataclass(frozen=True)
+class MemoryRequest:
+    """The memory flags: budgets, or a window of blocks, or everything; and the prompt chunk."""
+
+    budgets: Budgets = Budgets((AUTO,))
+    window: int | None = None
+    everything: bool = False
+    chunk: int | None = None
+
+
+def _read_hosts(path: Path) -> tuple[tuple[str, str | int], ...]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read ({error})") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2:
+            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not HOST BYTES")
+        found.append((words[0], parse_budget(words[1])))
+    if not found:
+        raise ValueError(f"{path} has no line HOST BYTES")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one rank brings to the sharing of its node's memory. Bytes."""
+
+    budget: str | int
+    host: str
+    resident: int  # what the process takes already
+    wanted: int  # what it would take with everything in memory
+    free: FreeMemory
+
+
+def shared_budgets(claims: Sequence[Claim]) -> list[int]:
+    """Turn the claims of all ranks into bytes.
+
+    Ranks with `auto` or `max` share what is free on their node, and in their cgroup, equally; what
+    one of them doesn't want goes to the others. Ranks with a size have theirs set aside first.
+    """
+    result = [c.wanted if isinstance(c.budget, str) else c.budget for c in claims]
+    nodes: dict[tuple, list[int]] = {}
+    cgroups: dict[tuple, list[int]] = {}
+    for i, claim in enumerate(claims):
+        nodes.setdefault((claim.host,), []).append(i)
+        if claim.free.cgroup is not None:
+            cgroups.setdefault((claim.host, claim.free.cgroup_path), []).append(i)
+    pools = [(min(claims[i].free.node for i in members), members) for members in nodes.values()]
+    pools += [
+        (min(claims[i].free.cgroup for i in members), members) for members in cgroups.values()
+    ]
+    for free, members in pools:
+        asking = [i for i in members if isinstance(claims[i].budget, str)]
+        fixed = (claims[i] for i in members if i not in asking)
+        free -= sum(max(claim.budget - claim.resident, 0) for claim in fixed)
+        needs = [max(claims[i].wanted - claims[i].resident, 0) for i in asking]
+        for word, usable in ((AUTO, AUTO_SHARE * free), (MAX, free - MAX_SPARED)):
+            for i, share in zip(asking, fair_shares(int(usable), needs), strict=True):
+                if claims[i].budget == word:
+                    result[i] = min(result[i], claims[i].resident + share)
+    return result
+
+
+def fair_shares(free: int, needs: Sequence[int]) -> list[int]:
+    """Share `free` equally, but give nobody more than it needs and the rest to the others."""
+    shares, left = [0] * len(needs), max(free, 0)
+    order = sorted(range(len(needs)), key=needs.__getitem__)
+    for place, i in enumerate(order):
+        shares[i] = min(needs[i], left // (len(needs) - place))
+        left -= shares[i]
+    return shares

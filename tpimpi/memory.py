@@ -1,0 +1,117 @@
+"""What this process takes of memory, and what its node and its cgroup can still give."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def _status(field: str, proc: Path) -> int | None:
+    """Return a line of /proc/self/status in bytes; None where there is none (not Linux)."""
+    try:
+        for line in (proc / "self" / "status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        return None
+    return None
+
+
+def peak_bytes(proc: Path = Path("/proc")) -> int:
+    """Return the largest resident memory that this process has had (VmHWM)."""
+    peak = _status("VmHWM", proc)
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+    return peak
+
+
+def resident_bytes(proc: Path = Path("/proc")) -> int:
+    """Return the resident memory of this process; its peak where the system doesn't tell."""
+    current = _status("VmRSS", proc)
+    return peak_bytes(proc) if current is None else current
+
+
+@dataclass(frozen=True)
+class FreeMemory:
+    """Bytes that can still be had: on the node, and in the tightest cgroup (None: no limit)."""
+
+    node: int
+    cgroup: int | None
+    cgroup_path: str  # processes with the same path share that limit
+
+
+def free_memory(proc: Path = Path("/proc"), root: Path = Path("/")) -> FreeMemory:
+    """Return what the node and the process's cgroups (versions 1 and 2) can still give."""
+    tightest, path = None, ""
+    for folder, version in _memory_cgroups(proc, root):
+        left = _cgroup_left(folder, version)
+        if left is not None and (tightest is None or left < tightest):
+            tightest, path = left, str(folder)
+    return FreeMemory(_node_available(proc), tightest, path)
+
+
+def _node_available(proc: Path) -> int:
+    try:
+        for line in (proc / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: the estimate below
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _memory_cgroups(proc: Path, root: Path) -> list[tuple[Path, int]]:
+    """List the folders of the cgroups that hold this process, innermost first, and their version.
+
+    In a container the path of /proc/self/cgroup may lie outside of what is mounted; then the mount
+    itself is the container's own group.
+    """
+    try:
+        mounts = (proc / "self" / "mountinfo").read_text().splitlines()
+        groups = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in mounts:
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        if kind == "cgroup2":
+            version, own = 2, [g.split(":", 2)[2] for g in groups if g.startswith("0::")]
+        elif kind == "cgroup" and "memory" in options.split()[-1].split(","):
+            named = (g.split(":", 2) for g in groups)
+            version, own = 1, [path for _, names, path in named if "memory" in names.split(",")]
+        else:
+            continue
+        base, mount = left.split(" ")[3:5]
+        for path in own:
+            found += [(f, version) for f in _upwards(root / mount.lstrip("/"), path, base)]
+    return found
+
+
+def _upwards(mount: Path, path: str, base: str) -> list[Path]:
+    inside = path[len(base) :] if base != "/" and path.startswith(base) else path
+    folder = mount / inside.strip("/")
+    if not folder.is_dir():
+        return [mount]
+    return [folder, *(p for p in folder.parents if p == mount or mount in p.parents)]
+
+
+def _cgroup_left(folder: Path, version: int) -> int | None:
+    """Return what a cgroup may still take: its limit, less what it holds and can't drop."""
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }[version]
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in names[:2])
+        stat = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return None  # the root group has no limit
+    if not limit.isdigit() or int(limit) >= 1 << 60:  # "max", or version 1's way to say so
+        return None
+    droppable = sum(int(line.split()[1]) for line in stat if line.split()[0] == names[2])
+    return max(int(limit) - int(used) + min(droppable, int(used)), 0)

@@ -1,0 +1,78 @@
+"""Compile every kernel before it is needed, in a process that then ends.
+
+The compiler needs more memory than many models' plans have, and what it took once stays in a
+process's peak. So one rank of each node lets a child compile into numba's cache
+(`python -m tpimpi.warmup THREADS ENCODING...`), and all ranks then load from there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+HEAD_DIM, TOKENS = 32, 8  # enough for the kernels that use threads from some size on
+
+
+def warm_up(node, encodings: Iterable[str], threads: int) -> None:
+    """Load every kernel for these encodings on all ranks of `node`, a communicator (collective)."""
+    names = sorted(encodings)
+    if node.rank == 0:
+        _compile_in_child(names, threads)
+    node.Barrier()
+    call_kernels(names, threads)
+    node.Barrier()
+
+
+def _compile_in_child(encodings: list[str], threads: int) -> None:
+    mode = "threads" if threads > 1 else "serial"
+    stamp = Path(os.environ["NUMBA_CACHE_DIR"]) / f"{mode}-{'-'.join(encodings)}.compiled"
+    if stamp.exists():
+        return
+    # The launcher's variables would make the child believe to be a rank.
+    launcher = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "MPI_", "SLURM_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
+    command = [sys.executable, "-m", "tpimpi.warmup", str(threads), *encodings]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
+    if done.returncode == 0:  # else the rank itself compiles, and says what is wrong
+        stamp.touch()
+
+
+def call_kernels(encodings: Iterable[str], threads: int) -> None:
+    """Call every kernel on a small problem, so that it is compiled or loaded."""
+    import numba
+
+    from tpimpi.encoding import ENCODINGS
+    from tpimpi.kernels.activation import silu_gate
+    from tpimpi.kernels.attention import PAGE, append_kv, attention
+    from tpimpi.kernels.matmul import matmul
+    from tpimpi.kernels.norm import rmsnorm
+    from tpimpi.kernels.rope import rope
+
+    if threads > 1:
+        numba.set_num_threads(threads)
+    tokens, head_dim = TOKENS, HEAD_DIM
+    x, out = np.ones((tokens, head_dim), np.float32), np.empty((tokens, head_dim), np.float32)
+    for encoding in encodings:
+        weights = np.zeros((head_dim, head_dim), ENCODINGS[encoding].storage)
+        matmul(x, weights, out, threads, encoding)
+    rmsnorm(x, x[0].copy(), 1e-5, out)
+    silu_gate(x, x, out, threads)
+    heads = np.ones((tokens, 1, head_dim), np.float32)
+    half = np.ones((tokens, head_dim // 2), np.float32)
+    rope(heads, half, half)
+    keys = np.zeros((1, 1, head_dim, PAGE), np.float32)
+    values = np.zeros((1, 1, PAGE, -(-head_dim // 16) * 16), np.float32)
+    table, slots = np.zeros((1, 1), np.int32), np.zeros(tokens, np.int32)
+    positions, index = np.arange(tokens, dtype=np.int32), np.zeros(1, np.int32)
+    append_kv(heads, heads, keys, values, table, positions, slots)
+    attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
+              np.float32(1), threads)  # fmt: skip
+
+
+if __name__ == "__main__":
+    call_kernels(sys.argv[2:], int(sys.argv[1]))
