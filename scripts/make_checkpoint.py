@@ -19,37 +19,9 @@ from tqdm import tqdm
 
 from tpimpi.checkpoint import expected_shapes
 from tpimpi.config import ModelConfig
+from tpimpi.encoding import ENCODINGS, Encoding
+from tpimpi.shapes import SHAPES, config_of
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-# name: layers, hidden, MLP, query heads, kv heads, head_dim, vocabulary, theta, more of config.json
-SHAPES = {
-    "tiny": (2, 64, 160, 5, 5, 16, 1031, 1e4, {}),
-    "demo-tiny": (4, 192, 480, 6, 2, 32, 1024, 1e4, {}),
-    "tinyllama-1.1b": (22, 2048, 5632, 32, 4, 64, 32000, 1e4, {}),
-    "llama3.2-1b": (
-        16, 2048, 8192, 32, 8, 64, 128256, 5e5,
-        {"rope_scaling": LLAMA3_ROPE | {"factor": 32.0}, "tie_word_embeddings": True},
-    ),
-    "llama3.2-3b": (
-        28, 3072, 8192, 24, 8, 128, 128256, 5e5,
-        {"rope_scaling": LLAMA3_ROPE | {"factor": 32.0}, "tie_word_embeddings": True},
-    ),
-    "llama2-7b": (32, 4096, 11008, 32, 32, 128, 32000, 1e4, {}),
-    "llama3-8b": (32, 4096, 14336, 32, 8, 128, 128256, 5e5, {}),
-    "yi-6b": (32, 4096, 11008, 32, 4, 128, 64000, 5e6, {}),
-    "yi-34b": (60, 7168, 20480, 56, 8, 128, 64000, 5e6, {}),
-    "llama2-70b": (80, 8192, 28672, 64, 8, 128, 32000, 1e4, {}),
-}  # fmt: skip
-DTYPES = {
-    "f32": ("float32", "F32", 4),
-    "f16": ("float16", "F16", 2),
-    "bf16": ("bfloat16", "BF16", 2),
-}
 PIECE = 1 << 22  # numbers made at a time
 
 
@@ -60,38 +32,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def config_of(shape: str, layers: int | None, dtype: str) -> dict:
-    """Return config.json of a named shape."""
-    count, hidden, mlp, heads, kv_heads, head_dim, vocabulary, theta, more = SHAPES[shape]
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": hidden,
-        "intermediate_size": mlp,
-        "num_hidden_layers": layers or count,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": theta,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": DTYPES[dtype][0],
-    } | more
-
-
-def encoded(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Return float32 values in the dtype's raw numbers (bf16 by cutting off)."""
-    if dtype == "bf16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype(np.float16) if dtype == "f16" else values
-
-
-def write_tensor(file, shape: tuple, scale: float, dtype: str, random, bar) -> None:
+def write_tensor(file, shape: tuple, scale: float, encoding: Encoding, random, bar) -> None:
     """Write one tensor: normal numbers, or around 1 for a norm (one dimension)."""
     left = math.prod(shape)
     while left:
@@ -99,7 +40,7 @@ def write_tensor(file, shape: tuple, scale: float, dtype: str, random, bar) -> N
         values = random.standard_normal(count, dtype=np.float32) * np.float32(scale)
         if len(shape) == 1:
             values += np.float32(1)
-        data = encoded(values, dtype)
+        data = encoding.narrow(values)
         file.write(data.tobytes())
         left -= count
         bar.update(data.nbytes)
@@ -127,7 +68,8 @@ def refuse_leftovers(output: Path, names: set[str]) -> None:
 
 def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) -> None:
     """Write *.safetensors, and the index if there are several."""
-    _, stored, itemsize = DTYPES[dtype]
+    encoding = ENCODINGS[dtype]
+    itemsize = encoding.storage.itemsize
     shapes = expected_shapes(ModelConfig.from_directory(output))
     files = split(shapes, itemsize, most)
     names = [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
@@ -144,14 +86,18 @@ def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) 
             header, at = {"__metadata__": {"format": "pt"}}, 0
             for tensor, shape in tensors.items():
                 end = at + math.prod(shape) * itemsize
-                header[tensor] = {"dtype": stored, "shape": shape, "data_offsets": [at, end]}
+                header[tensor] = {
+                    "dtype": encoding.safetensors_name,
+                    "shape": shape,
+                    "data_offsets": [at, end],
+                }
                 weight_map[tensor], at = name, end
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
             with (output / name).open("wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
                 for shape in tensors.values():
-                    write_tensor(file, shape, scale, dtype, random, bar)
+                    write_tensor(file, shape, scale, encoding, random, bar)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (output / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -162,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
+    parser.add_argument("--dtype", choices=ENCODINGS, default="bf16", help="(default: bf16)")
     parser.add_argument("--layers", type=positive, help="fewer or more layers than the shape has")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument(

@@ -60,10 +60,11 @@ class ModelConfig:
         generation = {}
         if (directory / "generation_config.json").exists():
             generation = _read_json(directory / "generation_config.json")
-        return cls._of(directory.resolve().name, config, generation)
+        return cls.of(directory.resolve().name, config, generation)
 
     @classmethod
-    def _of(cls, name: str, config: dict, generation: dict) -> ModelConfig:
+    def of(cls, name: str, config: dict, generation: dict) -> ModelConfig:
+        """Read the contents of config.json and generation_config.json; UserError as above."""
         _refuse_unsupported(name, config)
         heads = _count(name, config, "num_attention_heads")
         hidden = _count(name, config, "hidden_size")

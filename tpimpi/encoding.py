@@ -14,12 +14,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Encoding:
-    """Describe one encoding: its name, the safetensors name, and the dtype of its raw elements."""
+    """Describe one encoding: its names, the dtype of its raw elements, the ways from and to f32."""
 
     name: str
     safetensors_name: str
     storage: np.dtype
     widen: Callable[[np.ndarray], np.ndarray]
+    narrow: Callable[[np.ndarray], np.ndarray]  # of float32; bf16 by cutting off
 
     def row_bytes(self, columns: int) -> int:
         """Return the bytes of one row of `columns` numbers."""
@@ -31,11 +32,27 @@ def _widen_bf16(raw: np.ndarray) -> np.ndarray:
     return (raw.astype(np.uint32) << 16).view(np.float32)
 
 
+def _narrow_bf16(values: np.ndarray) -> np.ndarray:
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def _f32(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32)
+
+
+def _widen_f16(raw: np.ndarray) -> np.ndarray:
+    return raw.view("<f2").astype(np.float32)
+
+
+def _narrow_f16(values: np.ndarray) -> np.ndarray:
+    return values.astype("<f2").view("<u2")
+
+
 ENCODINGS = {
     encoding.name: encoding
     for encoding in (
-        Encoding("f32", "F32", np.dtype("<f4"), lambda raw: raw.astype(np.float32)),
-        Encoding("f16", "F16", np.dtype("<u2"), lambda raw: raw.view("<f2").astype(np.float32)),
-        Encoding("bf16", "BF16", np.dtype("<u2"), _widen_bf16),
+        Encoding("f32", "F32", np.dtype("<f4"), _f32, _f32),
+        Encoding("f16", "F16", np.dtype("<u2"), _widen_f16, _narrow_f16),
+        Encoding("bf16", "BF16", np.dtype("<u2"), _widen_bf16, _narrow_bf16),
     )
 }
