@@ -1,5 +1,7 @@
 """The memory account: kept for any model, budget and context, and spread over the tape."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,13 +13,13 @@ from tpimpi.memory import FreeMemory, free_memory
 from tpimpi.plan import (
     MARGIN_BYTES,
     Needs,
+    RankRequest,
     Work,
     fit,
     plan_budget,
     plan_flags,
-    refuse_small,
+    plan_ranks,
     spread,
-    wanted_chunk,
 )
 from tpimpi.reads import READ_BYTES, resident_reads, row_bytes, streamed_lap
 from tpimpi.shard import Stored
@@ -44,6 +46,14 @@ def needs(tensors, **more):
     return Needs(**given | more)
 
 
+def ask(needs_, budget, rank=0):
+    return RankRequest(rank, "h", budget, needs_, FreeMemory(1 << 50, None, ""))
+
+
+def one(needs_, budget, work, **flags):
+    return plan_ranks([ask(needs_, budget)], MemoryRequest(**flags), work)[0]
+
+
 SHAPES = st.lists(
     st.tuples(st.integers(0, 3000), st.integers(0, 3000)), min_size=1, max_size=12
 ).filter(lambda shapes: any(a * b for a, b in shapes))
@@ -55,13 +65,12 @@ def test_a_budget_is_never_exceeded(shapes, extra, prompt, more):
     rank, work = needs(tape(shapes)), Work(prompt, prompt + more)
     smallest = rank.smallest(work)
     with pytest.raises(UserError, match=r"at least \d+ MiB"):
-        refuse_small(rank, smallest - 1, smallest - 1, work, 1, "rank 0")
+        one(rank, smallest - 1, work)
     budget = smallest + extra * MIB // 4
-    refuse_small(rank, budget, budget, work, 1, "rank 0")
-    chunk, context = fit(rank, budget, work, wanted_chunk(MemoryRequest(), work), 1)
+    plan = one(rank, budget, work)
+    chunk, context = plan.chunk, plan.context
     assert 1 <= chunk <= prompt and work.smallest_context <= context <= work.context
-    plan = plan_budget(rank, budget, work, chunk, context)
-    assert plan.total <= budget
+    assert plan.total <= budget == plan.budget
     assert plan.resident + plan.streamed == rank.weights
     if plan.streamed:
         assert plan.ring >= min(2 * streamed_lap(rank.tensors, plan.resident_rows).largest, 1)
@@ -95,9 +104,27 @@ def test_a_longer_chunk_is_worth_its_memory_where_weights_stream():
 def test_an_exact_chunk_is_kept_or_refused():
     rank, work = needs(tape([(1000, 1000)] * 9), per_token=MIB), Work(300, 320)
     enough = rank.smallest(work, 200)
-    assert fit(rank, enough, work, 200, 200)[0] == 200
+    assert one(rank, enough, work, chunk=200).chunk == 200
     with pytest.raises(UserError, match="too small"):
-        refuse_small(rank, enough - 1, enough - 1, work, 200, "rank 0")
+        one(rank, enough - 1, work, chunk=200)
+
+
+def test_the_poorest_rank_decides_on_chunk_and_context():
+    work, rank = Work(100, 100_000), needs(tape([(1000, 1000)] * 9))
+    poor, rich = rank.smallest(work) + 9 * MIB, 1 << 40
+    plans = plan_ranks([ask(rank, rich, 0), ask(rank, poor, 1)], MemoryRequest(), work)
+    assert plans[0].context == plans[1].context < work.context
+    assert plans[0].chunk == plans[1].chunk
+    assert plans[0].streamed == 0 < plans[1].streamed
+    with pytest.raises(UserError, match="rank 1 on h needs"):
+        plan_ranks([ask(rank, rich, 0), ask(rank, 1, 1)], MemoryRequest(), work)
+
+
+def test_a_node_without_free_memory_is_told():
+    request, work = MemoryRequest(), Work(10, 20)
+    empty = replace(ask(needs(tape([(1000, 1000)])), "auto"), free=FreeMemory(0, None, ""))
+    with pytest.raises(UserError, match="share of the node's free memory.*auto"):
+        plan_ranks([empty], request, work)
 
 
 @given(SHAPES, st.floats(0, 1))

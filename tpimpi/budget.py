@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from humanfriendly import InvalidSize, parse_size
-
 from tpimpi.errors import UserError
 from tpimpi.memory import FreeMemory
 
@@ -25,6 +23,8 @@ def parse_budget(text: str) -> str | int:
     word = text.strip()
     if word in (AUTO, MAX):
         return word
+    from humanfriendly import InvalidSize, parse_size  # every start of a rank would pay for it
+
     try:
         return parse_size(word)
     except InvalidSize:

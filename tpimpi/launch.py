@@ -6,6 +6,7 @@ Nothing that the user has set in the environment is changed.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -72,9 +73,10 @@ def cache_directory() -> Path:
 
 def _kernel_hash() -> str:
     # numba's cache doesn't see edits in another file, so its folder is named after all of them.
-    from importlib.metadata import version
-
-    digest = hashlib.sha256(f"{version('numba')} {version('llvmlite')} {sys.version}".encode())
+    digest = hashlib.sha256(sys.version.encode())
+    for package in ("numba", "llvmlite"):  # found, not imported: the environment comes first
+        origin = importlib.util.find_spec(package).origin
+        digest.update(Path(origin).with_name("_version.py").read_bytes())
     for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
         digest.update(os.environ.get(name, "").encode())
     import tpimpi.kernels

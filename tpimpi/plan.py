@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpimpi.budget import MemoryRequest
+from tpimpi.budget import Claim, MemoryRequest, shared_budgets
+from tpimpi.directio import PAGE
 from tpimpi.errors import UserError
-from tpimpi.reads import READ_BYTES, ring_bytes_for, row_bytes, streamed_lap
+from tpimpi.memory import FreeMemory
+from tpimpi.reads import READ_BYTES, ring_bytes_for, row_bytes
 from tpimpi.shard import Stored
 
 DEFAULT_CHUNK = 512  # tokens of a prompt in a pass; longer ones gain nothing, as arithmetic binds
@@ -69,7 +71,8 @@ class Needs:
 
     def smallest_ring(self) -> int:
         """Return the least memory through which the weights can pass, or stay if that is less."""
-        return min(2 * streamed_lap(self.tensors, {}).largest, self.weights)
+        longest = max((row_bytes(tensor) for tensor in self.tensors), default=0)
+        return min(2 * (max(READ_BYTES, longest) + 2 * PAGE), self.weights)
 
     def smallest(self, work: Work, chunk: int = 1) -> int:
         """Return the smallest budget with which a prompt can be computed in chunks of `chunk`."""
@@ -124,30 +127,65 @@ def wanted_chunk(request: MemoryRequest, work: Work) -> int:
     return max(1, min(limits))
 
 
-def refuse_small(
-    needs: Needs, budget: int, asked: str | int, work: Work, chunk: int, who: str
-) -> None:
-    """Raise UserError with the smallest budget that would do, if that of `who` is too small."""
-    smallest = needs.smallest(work, chunk)
+@dataclass(frozen=True)
+class RankRequest:
+    """One rank's needs, what it was told to keep to, and what its node has."""
+
+    rank: int
+    host: str
+    budget: str | int
+    needs: Needs
+    free: FreeMemory
+
+
+def plan_ranks(
+    ranks: Sequence[RankRequest], request: MemoryRequest, work: Work
+) -> list[MemoryPlan]:
+    """Plan all ranks, with one prompt chunk and one context for all of them.
+
+    Raises UserError for the first rank whose budget is too small.
+    """
+    if request.window is not None or request.everything:
+        return [plan_flags(r.needs, request, work) for r in ranks]
+    chunk = wanted_chunk(request, work)
+    least = chunk if request.chunk else 1
+    budgets = shared_budgets(
+        [
+            Claim(r.budget, r.host, r.needs.process, r.needs.everything(work, chunk), r.free)
+            for r in ranks
+        ]
+    )
+    for r, budget in zip(ranks, budgets, strict=True):
+        _refuse_small(r, budget, work, least)
+    fits = [fit(r.needs, b, work, chunk, least) for r, b in zip(ranks, budgets, strict=True)]
+    chunk, context = min(chunk for chunk, _ in fits), min(context for _, context in fits)
+    return [
+        plan_budget(r.needs, b, work, chunk, context) for r, b in zip(ranks, budgets, strict=True)
+    ]
+
+
+def _refuse_small(r: RankRequest, budget: int, work: Work, chunk: int) -> None:
+    """Raise UserError with the smallest budget that would do, if this one is too small."""
+    needs, smallest = r.needs, r.needs.smallest(work, chunk)
     if budget >= smallest:
         return
     would_do = -(-(smallest + SLACK_BYTES) // 2**20)  # MiB
     context = work.smallest_context
     buffers = needs.fixed + MARGIN_BYTES + chunk * needs.per_token
     what = (
-        f"{who} needs at least {would_do} MiB for {context} tokens (the process "
-        f"{max(needs.process, needs.peak) / 2**20:.0f}, keys and values "
+        f"rank {r.rank} on {r.host} needs at least {would_do} MiB for {context} tokens (the "
+        f"process {max(needs.process, needs.peak) / 2**20:.0f}, keys and values "
         f"{needs.kv(context, work.slots) / 2**20:.1f}, buffers {buffers / 2**20:.0f}, weights "
         f"passing through {needs.smallest_ring() / 2**20:.0f})"
     )
-    if isinstance(asked, int):
+    if isinstance(r.budget, int):
         raise UserError(
-            f"--memory-budget {asked / 2**20:.0f}MiB is too small: {what}; give "
+            f"--memory-budget {r.budget / 2**20:.0f}MiB is too small: {what}; give "
             f"--memory-budget {would_do}MiB or more, or use more ranks"
         )
     raise UserError(
-        f"{budget / 2**20:.0f} MiB are a rank's share of the node's free memory "
-        f"(--memory-budget {asked}), but {what}; end other programs, or use fewer ranks here"
+        f"{budget / 2**20:.0f} MiB are a rank's share of the node's free memory (--memory-budget "
+        f"{r.budget}), but {what}; end other programs, or use fewer ranks on this node"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tpimpi import memory, report
-from tpimpi.budget import Claim, shared_budgets
+from tpimpi.budget import MemoryRequest
 from tpimpi.buffers import buffer_bytes
 from tpimpi.comm import Group
 from tpimpi.config import ModelConfig
@@ -11,17 +11,7 @@ from tpimpi.engine import Engine
 from tpimpi.kvcache import PAGE_TOKENS, KVCache, page_bytes
 from tpimpi.model import Model
 from tpimpi.partition import RankCut, pieces
-from tpimpi.plan import (
-    MemoryPlan,
-    MemoryRequest,
-    Needs,
-    Work,
-    fit,
-    plan_budget,
-    plan_flags,
-    refuse_small,
-    wanted_chunk,
-)
+from tpimpi.plan import MemoryPlan, Needs, RankRequest, Work, plan_ranks
 from tpimpi.shard import Shard, Stored
 from tpimpi.tape import Tape
 from tpimpi.warmup import warm_up
@@ -108,18 +98,11 @@ def needs_of(config: ModelConfig, mine: RankCut, tape: dict[str, Stored], work: 
 
 
 def plan_memory(group: Group, needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
-    """Follow the memory flags on all ranks, with one chunk and one context for all (collective)."""
-    if request.window is not None or request.everything:
-        return plan_flags(needs, request, work)
-    chunk, least = wanted_chunk(request, work), wanted_chunk(request, work) if request.chunk else 1
-    asked: str | int = 0
+    """Plan this rank's memory together with that of all others (collective)."""
+    budget: str | int = 0
     with group.together():
-        asked = request.budgets.of(group.rank, group.size, group.host)
-    wanted = needs.everything(work, chunk)
-    claim = Claim(asked, group.host, needs.process, wanted, memory.free_memory())
-    budget = shared_budgets(group.comm.allgather(claim))[group.rank]
+        budget = request.budgets.of(group.rank, group.size, group.host)
+    mine = RankRequest(group.rank, group.host, budget, needs, memory.free_memory())
+    ranks = group.comm.allgather(mine)
     with group.together():
-        refuse_small(needs, budget, asked, work, least, f"rank {group.rank} on {group.host}")
-    fits = group.comm.allgather(fit(needs, budget, work, chunk, least))
-    chunk, context = min(c for c, _ in fits), min(context for _, context in fits)
-    return plan_budget(needs, budget, work, chunk, context)
+        return plan_ranks(ranks, request, work)[group.rank]
