@@ -138,12 +138,20 @@ def _crc_of(fd: int, tensor: Stored) -> int:
 
 
 class ShardWriter:
-    """Write one shard, beginning where an interrupted conversion stopped."""
+    """Write one shard, beginning where an interrupted conversion stopped.
+
+    With `sparse` no space is taken from the disk: what is never written reads as zeros.
+    """
 
     def __init__(
-        self, path: Path, identity: Identity, pieces: list[Piece], encodings: list[str]
+        self,
+        path: Path,
+        identity: Identity,
+        pieces: list[Piece],
+        encodings: list[str],
+        sparse: bool = False,
     ) -> None:
-        self.path = path
+        self.path, self._sparse = path, sparse
         self.partial = path.with_name(path.name + ".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
@@ -182,7 +190,7 @@ class ShardWriter:
         """Take the whole space from the disk now, so that a full one is noticed at once."""
         size = max((t.offset + t.nbytes for t in self.tensors), default=0)
         size = max(size, os.fstat(self._fd).st_size)
-        if hasattr(os, "posix_fallocate"):
+        if hasattr(os, "posix_fallocate") and not self._sparse:
             os.posix_fallocate(self._fd, 0, size)
         else:
             os.ftruncate(self._fd, size)
