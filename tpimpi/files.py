@@ -37,6 +37,14 @@ def _read_stdin() -> bytes:
     return data
 
 
+def free_disk(path: Path) -> int:
+    """Return the bytes free where `path` lies or would lie."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
+
+
 def check_report(args) -> None:
     """Refuse a report that could not be written."""
     # Found out now rather than after an hour of work.
