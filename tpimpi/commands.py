@@ -24,6 +24,10 @@ def run(args, group: Group, threads: int) -> None:
         from tpimpi.perplexity import perplexity
 
         perplexity(args, group, threads)
+    elif args.command == "bench":
+        from tpimpi.bench import bench
+
+        bench(args, group, threads)
     else:
         {"convert": _convert, "verify": _verify, "info": _info}[args.command](args, group)
 

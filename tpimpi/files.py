@@ -45,8 +45,19 @@ def free_disk(path: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
+def check_folder(path: str, flag: str) -> None:
+    """Refuse a file to be written, named by `flag`, that could not be."""
+    # Found out now rather than after an hour of work.
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{flag} {path}: that folder does not exist; make it first")
+    if Path(path).is_dir():
+        raise UserError(f"{flag} {path} is a folder; name a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{flag} {path}: that folder may not be written to; choose another")
+
+
 def check_report(args) -> None:
     """Refuse a report that could not be written."""
-    # Found out now rather than after an hour of work.
-    if args.report and not Path(args.report).absolute().parent.is_dir():
-        raise UserError(f"--report {args.report}: that folder does not exist; make it first")
+    if args.report:
+        check_folder(args.report, "--report")

@@ -21,6 +21,9 @@ REMOVED = {
 }
 
 
+BENCH_MODES = ("window", "resident")  # from the smallest footprint to the largest
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -137,6 +140,57 @@ def _add_generate(commands) -> None:
     _add_output(parser)
 
 
+def _several(kind: Callable, low: int) -> Callable:
+    number = _number(kind, low)
+    return lambda text: [number(part) for part in text.split(",")]
+
+
+def _modes(text: str) -> list[str]:
+    found = text.split(",")
+    for mode in found:
+        if mode not in BENCH_MODES:
+            raise argparse.ArgumentTypeError(f"{mode!r} is none of {', '.join(BENCH_MODES)}")
+    return found
+
+
+def _add_bench(commands) -> None:
+    parser = commands.add_parser("bench", help="measure the machine's limits and a model's times")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", "-m", "--model-path", metavar="DIR", help="Hugging Face model")
+    source.add_argument(
+        "--shape", metavar="NAME", help="random weights of a named shape; no checkpoint is needed"
+    )
+    for name, kind, text in (
+        ("--layers", _number(int, 1), "of the shape, instead of its own"),
+        ("--context", _number(int, 1), "tokens that memory is taken for (default: longest prompt)"),
+    ):
+        parser.add_argument(name, type=kind, metavar="N", help=text)
+    parser.add_argument("--dtype", choices=("bf16", "f16", "f32"), help="(default: bf16)")
+    parser.add_argument(
+        "--sparse", action="store_true",
+        help="write no weights, only files that read as zeros: memory counts, times do not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--modes", type=_modes, metavar="MODE,...",
+        help=f"among {', '.join(BENCH_MODES)} (default: all that fit)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompts", type=_several(int, 1), metavar="N,...",
+        help="tokens of the prompts (default: those of 8,64,512 that the context holds)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=_number(int, 1), default=5, metavar="N",
+        help="of each measurement at most (default: 5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=_number(float, 0.1), default=20.0, metavar="X",
+        help="for the times of one mode; what would take longer is left out (default: 20)",
+    )  # fmt: skip
+    parser.add_argument("--plot", metavar="FILE", help="draw the roofline and one token as PNG")
+    _add_shards(parser)
+    _add_running(parser)
+
+
 def _build() -> _Parser:
     parser = _Parser(
         prog="tpimpi",
@@ -169,6 +223,7 @@ def _build() -> _Parser:
     _add_shards(perplexity)
     _add_running(perplexity)
     _add_output(perplexity)
+    _add_bench(commands)
     return parser
 
 

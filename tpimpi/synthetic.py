@@ -77,13 +77,12 @@ class SyntheticSource:
         self.config, self.encoding = config, encoding
         self.partition = Partition.of(config, [1] * group.size)
         self._pieces = untied(config, pieces(config, self.partition.ranks[group.rank]))
-        self._again = args.split_bin
         whole = self._folder(args, False)
         with group.together():
             for folder in (whole, *whole.parents):
                 if folder.exists() and not folder.is_dir():
                     raise UserError(f"{folder} is a file; the shards need a folder, see --save-dir")
-        self.sparse = args.sparse or not self._fits(group, whole)
+        self.sparse = args.sparse or not self._fits(group, whole, args.split_bin)
         self.folder = self._folder(args, self.sparse)
 
     @property
@@ -92,12 +91,12 @@ class SyntheticSource:
         item = ENCODINGS[self.encoding].storage.itemsize
         return sum(math.prod(piece.shape) for piece in self._pieces) * item
 
-    def _fits(self, group: Group, folder: Path) -> bool:
+    def _fits(self, group: Group, folder: Path, again: bool) -> bool:
         need, free = 0, 0
         path = folder / shard_name(group.rank, group.size)
         with group.together():
             free = free_disk(folder)
-            if self._again or not path.exists():
+            if again or not path.exists():
                 need = self.nbytes
         need = group.node.allreduce(need)
         return all(group.comm.allgather(not need or need + SPARE_BYTES <= free))
@@ -114,7 +113,7 @@ class SyntheticSource:
         name = f"{self.config.name}-{self._fingerprint(sparse)}"
         return cache_directory() / name / self.partition.key
 
-    def shard(self, group: Group, progress: bool = True) -> tuple[Shard, bool]:
+    def shard(self, args, group: Group, progress: bool = True) -> tuple[Shard, bool]:
         """Open this rank's shard, writing it where it is missing (collective).
 
         Returns the shard and whether any rank's was written now.
@@ -124,7 +123,7 @@ class SyntheticSource:
             fingerprint, self.partition.to_json(), group.rank, group.size, self.config.to_json()
         )
         path = self.folder / shard_name(group.rank, group.size)
-        shard, missing = None, self._again or not path.exists()
+        shard, missing = None, args.split_bin or not path.exists()
         with group.together():
             if missing:
                 self._write(path, identity, progress and group.rank == 0)
@@ -132,7 +131,6 @@ class SyntheticSource:
             shard.check(identity)
             if not self.sparse:  # nothing was written, so there is nothing to verify
                 shard.verify_if_touched()
-        self._again = False
         return shard, any(group.comm.allgather(missing))
 
     def _write(self, path: Path, identity: Identity, progress: bool) -> None:

@@ -1,0 +1,92 @@
+"""The card that `tpimpi bench` prints for people: limits, memory, times beside their limits."""
+
+from __future__ import annotations
+
+MIB = 2**20
+BOUND = {"disk": "disk", "memory": "memory", "flops": "FLOPs", "sums": "sums"}
+
+
+def text(result: dict) -> str:
+    """Return the card of a result of `bench`."""
+    lines = [_title(result), "", *_limits(result), "", *_memory(result), "", *_times(result)]
+    return "\n".join(lines)
+
+
+def _title(result: dict) -> str:
+    model, ranks, threads = result["model"], result["ranks"], sorted(set(result["threads"]))
+    title = (
+        f"{model['name']}, {model['num_layers']} layers, {result['encoding']} | "
+        f"{_plural(ranks, 'rank')} x {'..'.join(map(str, threads))} "
+        f"thread{'' if threads == [1] else 's'} on {_plural(result['nodes'], 'node')} | "
+        f"{result['machine']['processor']} | context {result['context']}"
+    )
+    if result["sparse"]:
+        title += "\nSPARSE FILES: no weights were on the disk; memory counts, times do not"
+    return title
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _limits(result: dict) -> list[str]:
+    found = result["limits"]
+    lines = ["limits, all ranks together    median      quartiles"]
+    for what, key, scale, unit in (
+        ("memory, plain reads", "memory_bytes_per_second", 1e9, "GB/s"),
+        ("disk, the tape alone", "disk_bytes_per_second", 1e9, "GB/s"),
+        ("arithmetic, own product", "flops_per_second", 1e9, "GFLOP/s"),
+    ):
+        spread = found[key]
+        if spread:
+            low, middle, high = (spread[k] / scale for k in ("low", "median", "high"))
+            sign = " (of holes)" if result["sparse"] and key.startswith("disk") else ""
+            lines.append(f"  {what:24s}{middle:10.2f}      {low:.2f} .. {high:.2f} {unit}{sign}")
+    if result["ranks"] > 1:
+        for tokens, spread in found["allreduce_seconds"].items():
+            low, middle, high = (spread[k] * 1e6 for k in ("low", "median", "high"))
+            what = f"sum of {_plural(int(tokens), 'row')}"
+            lines.append(f"  {what:24s}{middle:10.0f}      {low:.0f} .. {high:.0f} us")
+    return lines
+
+
+def _memory(result: dict) -> list[str]:
+    lines = ["memory, the largest of a rank    peak MiB  resident  streamed a pass  ring"]
+    for mode, m in result["modes"].items():
+        peak, resident, streamed, ring = (
+            max(m[k]) / MIB
+            for k in ("peak_memory_bytes", "resident_bytes", "streamed_bytes", "ring_bytes")
+        )
+        line = f"  {mode:28s}{peak:11.0f}{resident:10.0f}{streamed:17.0f}{ring:6.0f}"
+        if m["disk_bytes_per_second"]:
+            before, after = (rate / 1e9 for rate in m["disk_bytes_per_second"])
+            line += f"   disk {before:.2f}, after {after:.2f} GB/s"
+        lines.append(line)
+    return lines
+
+
+def _times(result: dict) -> list[str]:
+    modes = result["modes"].values()
+    lines = [
+        f"{'ms':16s}" + "".join(f"  {mode:32s}" for mode in result["modes"]),
+        f"{'':16s}" + f"  {'  median   quartiles   of limit':32s}" * len(modes),
+    ]
+    for rows in zip(*(m["times"] for m in modes), strict=True):
+        what, tokens = rows[0]["kind"], rows[0]["tokens"]
+        label = f"prompt of {tokens}" if what == "prompt" else f"step of {_plural(tokens, 'row')}"
+        lines.append(f"  {label:14s}" + "".join(f"  {_cell(row):32s}" for row in rows))
+    lines.append(
+        "step: tokens decoded at once at the context's end; prompt: time to first token; of limit: "
+        "the\nleast time that the disk, the memory, FLOPs or sums (Allreduces) allow / the median"
+    )
+    return [line.rstrip() for line in lines]
+
+
+def _cell(row: dict) -> str:
+    spread = row["seconds"]
+    if spread is None:
+        return f"{'left out':>8s}"
+    low, middle, high = (spread[k] * 1e3 for k in ("low", "median", "high"))
+    digits = 1 if middle < 100 else 0
+    quartiles = f"{low:.{digits}f}..{high:.{digits}f}"
+    return f"{middle:8.{digits}f} {quartiles:>12s} {row['fraction']:5.2f} {BOUND[row['bound_by']]}"
