@@ -9,35 +9,26 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import time
-from argparse import Namespace
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from tpimpi import __version__, card, limits, report, runtime, workload
+from tpimpi import __version__, card, limits, workload
 from tpimpi.comm import Group
 from tpimpi.errors import UserError
 from tpimpi.files import check_folder
 from tpimpi.launch import available_cores
 from tpimpi.limits import Spread
+from tpimpi.measurement import MODES, STEPS, Progress, measure_mode
 from tpimpi.partition import pieces
-from tpimpi.plan import DEFAULT_WINDOW, PROCESS_BYTES, free_memory
+from tpimpi.plan import PROCESS_BYTES, free_memory
 from tpimpi.shapes import shape_config
 from tpimpi.source import Source
 from tpimpi.synthetic import SyntheticSource
-from tpimpi.timeline import Recorder, totals
+from tpimpi.timeline import totals
 
-STEPS = (1, 2, 4, 8)  # rows of one decode step
 PROMPTS = (8, 64, 512)
-DISK_SECONDS = 1.5  # of reading, before and after each mode that streams
-# What each mode asks of the planner, from the smallest footprint to the largest.
-MODES: dict[str, Callable[[Namespace], dict]] = {
-    "window": lambda args: {"memory_window": args.memory_window or DEFAULT_WINDOW},
-    "resident": lambda args: {"disable_memory_schedule": True},
-}
 
 
 def bench(args, group: Group, threads: int) -> None:
@@ -46,16 +37,14 @@ def bench(args, group: Group, threads: int) -> None:
     shard, _ = source.shard(args, group)
     args.split_bin = False
     encoding = next(t.encoding for t in shard.tensors if t.name == "head")
-    say = _Progress(group)
+    say = Progress(group)
     found, names = {}, _streamed_names(source, group)
     shard.close()
     for mode in modes:
         if mode == "resident" and args.modes is None and not _fits(group, source, encoding):
             say(f"{mode}: left out, as the weights don't fit in the free memory")
             continue
-        found[mode] = _measure_mode(
-            args, group, source, threads, mode, context, prompts, names, say
-        )
+        found[mode] = measure_mode(args, group, source, threads, mode, context, prompts, names, say)
     say("limits of memory, arithmetic and sums")
     result = _result(args, group, source, threads, encoding, context, found)
     if group.rank != 0:
@@ -220,144 +209,3 @@ def machine() -> dict:
     except OSError:
         pass  # not Linux: the name above
     return {"processor": name, "cores": available_cores()}
-
-
-class _Progress:
-    """Tell on rank 0's standard error what is being measured."""
-
-    def __init__(self, group: Group):
-        self._speaks = group.rank == 0
-
-    def __call__(self, text: str) -> None:
-        if self._speaks:
-            print(f"tpimpi bench: {text}", file=sys.stderr, flush=True)
-
-
-def _measure_mode(args, group, source, threads, mode, context, prompts, names, say) -> dict:
-    """Measure one mode (collective); the raw seconds are on rank 0, the rest everywhere."""
-    settings = Namespace(**vars(args))
-    settings.memory_window, settings.disable_memory_schedule = None, False
-    vars(settings).update(MODES[mode](args))
-    streams = mode != "resident"
-    disk = []
-
-    def read_disk() -> None:
-        if streams:
-            say(f"{mode}: disk rate")
-            shard, _ = source.shard(args, group)
-            disk.append(limits.disk_rate(group, shard, names, min(DISK_SECONDS, args.seconds)))
-            shard.close()
-
-    read_disk()
-    say(f"{mode}: loading")
-    shard, _ = source.shard(args, group)
-    session = runtime.load(group, source, shard, settings, threads, context, max(STEPS))
-    seconds = {}
-    with session:
-        engine, model, tape = parts(session)
-        occupy(model)
-        chunk = model.max_tokens
-        if group.rank == 0:
-            seconds = _Measurement(engine, source.config, args, context, chunk, mode, say).run(
-                prompts
-            )
-            engine.stop()
-        else:
-            engine.serve()
-        with Recorder(group, tape, model) as recorder:
-            if group.rank == 0:
-                for _ in range(2):
-                    engine.step([1], [context - 1], [0], [0])
-            figures = session.finish()
-        step = recorder.last()
-    figures, seconds = group.comm.bcast((figures, seconds))
-    read_disk()
-    return {
-        "seconds": seconds,
-        "figures": figures,
-        "chunk": chunk,
-        "disk": [group.comm.allgather(rate) for rate in disk],
-        "intervals": group.comm.gather(step),
-        "peaks": group.comm.allgather(report.peak_memory_bytes()),
-    }
-
-
-def parts(session):
-    """Return (engine, model, tape) of a session."""
-    return session.engine, session.engine._model, session._tape
-
-
-def occupy(model) -> None:
-    """Take all memory that a full context and the largest chunk would: pages and buffers."""
-    cache = model.cache
-    cache.reserve(np.array([cache.context - 1]), np.array([0]))
-    for array in (*vars(model).values(), cache.keys, cache.values):
-        if isinstance(array, np.ndarray):
-            array.reshape(-1).view(np.uint8)[:: limits.mmap.PAGESIZE] |= 0
-
-
-class _Measurement:
-    """Time steps and prompts on rank 0, within `args.seconds` for the whole mode."""
-
-    def __init__(self, engine, config, args, context: int, chunk: int, mode: str, say):
-        self._engine, self._context, self._chunk = engine, context, chunk
-        self._repeats, self._mode, self._say = args.repeats, mode, say
-        self._end = time.perf_counter() + args.seconds
-        random = np.random.default_rng(0)
-        self._ids = random.integers(0, config.vocab_size, context).tolist()
-        self._one = self._last = 0.0  # seconds of one token, and of the last thing measured
-        self._last_tokens = 1
-
-    def run(self, prompts: Sequence[int]) -> dict[tuple[str, int], list[float]]:
-        """Return the seconds of all repeats by ("step", T) and ("prompt", tokens)."""
-        found: dict[tuple[str, int], list[float]] = {}
-        left = len(STEPS) + len(prompts)
-        self._one = self._last = self._time(self._step, 1)  # also loads what stays resident
-        for rows in STEPS:
-            found["step", rows] = self._repeat(f"step of {rows}", rows, left, self._step)
-            left -= 1
-        self._engine.release(0)
-        for tokens in prompts:
-            found["prompt", tokens] = self._repeat(
-                f"prompt of {tokens}", tokens, left, self._prompt
-            )
-            left -= 1
-        return found
-
-    def _repeat(self, what: str, tokens: int, left: int, work) -> list[float]:
-        """Time `work` up to all repeats while its share of the time lasts; one token at least."""
-        now = time.perf_counter()
-        share = (self._end - now) / left
-        optional = work == self._prompt or tokens > 1
-        if optional and now + self._expected(tokens) > self._end:
-            self._say(f"{self._mode}: {what} left out, as it would take longer than --seconds")
-            return []
-        self._say(f"{self._mode}: {what}")
-        taken = [self._time(work, tokens)]
-        while len(taken) < self._repeats and sum(taken) + taken[-1] <= share:
-            taken.append(self._time(work, tokens))
-        self._last, self._last_tokens = min(taken), tokens
-        if work == self._step and tokens == 1:
-            self._one = min(taken)
-        return taken
-
-    def _expected(self, tokens: int) -> float:
-        """Guess from what was measured: each pass takes a time of its own, and each token."""
-        passes = -(-self._last_tokens // self._chunk)
-        each = max(0.0, self._last - passes * self._one) / self._last_tokens
-        return -(-tokens // self._chunk) * self._one + each * tokens
-
-    @staticmethod
-    def _time(work: Callable[[int], None], tokens: int) -> float:
-        start = time.perf_counter()
-        work(tokens)
-        return time.perf_counter() - start
-
-    def _step(self, rows: int) -> None:
-        first = self._context - rows
-        positions = range(first, self._context)
-        self._engine.step(self._ids[:rows], positions, [0] * rows, range(rows))
-
-    def _prompt(self, tokens: int) -> None:
-        self._engine.prefill(self._ids[:tokens]).argmax()
-        self._engine.release(0)

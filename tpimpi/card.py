@@ -88,5 +88,5 @@ def _cell(row: dict) -> str:
         return f"{'left out':>8s}"
     low, middle, high = (spread[k] * 1e3 for k in ("low", "median", "high"))
     digits = 1 if middle < 100 else 0
-    quartiles = f"{low:.{digits}f}..{high:.{digits}f}"
+    quartiles = f"{low:.{digits}f}..{high:.{digits}f}" if spread["repeats"] > 1 else "once"
     return f"{middle:8.{digits}f} {quartiles:>12s} {row['fraction']:5.2f} {BOUND[row['bound_by']]}"

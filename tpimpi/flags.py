@@ -183,8 +183,8 @@ def _add_bench(commands) -> None:
         help="of each measurement at most (default: 5)",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=_number(float, 0.1), default=20.0, metavar="X",
-        help="for the times of one mode; what would take longer is left out (default: 20)",
+        "--seconds", type=_number(float, 0.1), default=30.0, metavar="X",
+        help="for the times of one mode; what would take most of it is left out (default: 30)",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="draw the roofline and one token as PNG")
     _add_shards(parser)
