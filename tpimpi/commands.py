@@ -24,6 +24,10 @@ def run(args, group: Group, threads: int) -> None:
         from tpimpi.perplexity import perplexity
 
         perplexity(args, group, threads)
+    elif args.command == "plan":
+        from tpimpi.planning import plan
+
+        plan(args, group, threads)
     elif args.command == "bench":
         from tpimpi.bench import bench
 

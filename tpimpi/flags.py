@@ -59,6 +59,27 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_model_or_shape(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", "-m", "--model-path", metavar="DIR", help="Hugging Face model")
+    source.add_argument(
+        "--shape", metavar="NAME", help="a named shape such as llama2-70b; no checkpoint is needed"
+    )
+    parser.add_argument(
+        "--layers", type=_number(int, 1), metavar="N", help="of the shape, instead of its own"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bf16", "f16", "f32"), help="of the shape's weights (default: bf16)"
+    )
+
+
+def _add_ranks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ranks", "-np", type=_number(int, 1), metavar="N",
+        help="ranks to cut it over (default: those of this run)",
+    )  # fmt: skip
+
+
 def _add_shards(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("shards")
     group.add_argument(
@@ -69,8 +90,8 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--split-bin", action="store_true", help="cut the shards again")
 
 
-def _add_running(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("running")
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory and threads")
     memory = group.add_mutually_exclusive_group()
     memory.add_argument(
         "--memory-budget", type=_budgets, default=MemoryRequest.budgets, metavar="BYTES",
@@ -96,7 +117,11 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="tokens of a prompt computed in one pass (default: 512 or what the budget allows; 256 "
         "with --memory-window)",
     )  # fmt: skip
-    group.add_argument("--report", metavar="FILE", help="write each rank's figures as JSON")
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    _add_memory(parser)
+    parser.add_argument("--report", metavar="FILE", help="write each rank's figures as JSON")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -155,17 +180,11 @@ def _modes(text: str) -> list[str]:
 
 def _add_bench(commands) -> None:
     parser = commands.add_parser("bench", help="measure the machine's limits and a model's times")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", "-m", "--model-path", metavar="DIR", help="Hugging Face model")
-    source.add_argument(
-        "--shape", metavar="NAME", help="random weights of a named shape; no checkpoint is needed"
-    )
-    for name, kind, text in (
-        ("--layers", _number(int, 1), "of the shape, instead of its own"),
-        ("--context", _number(int, 1), "tokens that memory is taken for (default: longest prompt)"),
-    ):
-        parser.add_argument(name, type=kind, metavar="N", help=text)
-    parser.add_argument("--dtype", choices=("bf16", "f16", "f32"), help="(default: bf16)")
+    _add_model_or_shape(parser)
+    parser.add_argument(
+        "--context", type=_number(int, 1), metavar="N",
+        help="tokens that memory is taken for (default: longest prompt)",
+    )  # fmt: skip
     parser.add_argument(
         "--sparse", action="store_true",
         help="write no weights, only files that read as zeros: memory counts, times do not",
@@ -207,10 +226,7 @@ def _build() -> _Parser:
         _add_shards(parser_)
     info = commands.add_parser("info", help="tell what the model is and how it would be cut")
     _add_model(info)
-    info.add_argument(
-        "--ranks", "-np", type=_number(int, 1), metavar="N",
-        help="ranks to cut it over (default: those of this run)",
-    )  # fmt: skip
+    _add_ranks(info)
     _add_output(info)
     perplexity = commands.add_parser("perplexity", help="score a text")
     _add_model(perplexity)
@@ -223,6 +239,19 @@ def _build() -> _Parser:
     _add_shards(perplexity)
     _add_running(perplexity)
     _add_output(perplexity)
+    plan = commands.add_parser("plan", help="tell beforehand what memory holds and a token takes")
+    _add_model_or_shape(plan)
+    _add_ranks(plan)
+    plan.add_argument(
+        "--context", type=_number(int, 2), default=2048, metavar="N",
+        help="tokens of prompt and text together; half of them are taken as the prompt "
+        "(default: 2048, or the model's context if that is shorter)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--save-dir", metavar="DIR", help="where the shards lie or will lie: the disk to measure"
+    )
+    _add_memory(plan)
+    _add_output(plan)
     _add_bench(commands)
     return parser
 

@@ -94,7 +94,7 @@ def disk_rate(group: Group, shard: Shard, names: Sequence[str], seconds: float) 
     """Return this rank's bytes/s from the tape without arithmetic, while all read (collective)."""
     read, took = 0, seconds
     with group.together():
-        tape = Tape(shard, names, set(), RING_BYTES)
+        tape = Tape(shard, names, {}, RING_BYTES)
     group.comm.Barrier()
     try:
         with group.together():
