@@ -18,11 +18,11 @@ from tpimpi import __version__, card, limits, workload
 from tpimpi.comm import Group
 from tpimpi.errors import UserError
 from tpimpi.files import check_folder
+from tpimpi.flags import BENCH_MODES
 from tpimpi.launch import available_cores
 from tpimpi.limits import Spread
-from tpimpi.measurement import MODES, STEPS, Progress, measure_mode
-from tpimpi.partition import pieces
-from tpimpi.plan import PROCESS_BYTES, free_memory
+from tpimpi.measurement import STEPS, Bench, Progress
+from tpimpi.plan import Work
 from tpimpi.shapes import shape_config
 from tpimpi.source import Source
 from tpimpi.synthetic import SyntheticSource
@@ -33,20 +33,15 @@ PROMPTS = (8, 64, 512)
 
 def bench(args, group: Group, threads: int) -> None:
     """Measure, then print a card and one line of JSON on rank 0 (collective)."""
-    source, context, prompts, modes = _prepare(args, group)
-    shard, _ = source.shard(args, group)
+    source, work, prompts = _prepare(args, group)
+    source.shard(args, group)[0].close()
     args.split_bin = False
-    encoding = next(t.encoding for t in shard.tensors if t.name == "head")
-    say = Progress(group)
-    found, names = {}, _streamed_names(source, group)
-    shard.close()
-    for mode in modes:
-        if mode == "resident" and args.modes is None and not _fits(group, source, encoding):
-            say(f"{mode}: left out, as the weights don't fit in the free memory")
-            continue
-        found[mode] = measure_mode(args, group, source, threads, mode, context, prompts, names, say)
-    say("limits of memory, arithmetic and sums")
-    result = _result(args, group, source, threads, encoding, context, found)
+    setting = Bench(args, group, source, threads, work, prompts, Progress(group))
+    encoding, found = setting.warm_up(), {}
+    for mode in _by_memory(setting):
+        found[mode] = setting.measure(mode)
+    setting.say("limits of memory, arithmetic and sums")
+    result = _result(args, group, source, threads, encoding, work.context, found)
     if group.rank != 0:
         return
     if args.plot:
@@ -57,13 +52,26 @@ def bench(args, group: Group, threads: int) -> None:
     print(json.dumps(result), flush=True)
 
 
+def _by_memory(setting: Bench) -> list[str]:
+    """Return the modes to measure, from the smallest plan to the largest (collective)."""
+    sizes = {}
+    for mode in setting.args.modes or BENCH_MODES:
+        plan = setting.plan(mode)
+        if setting.args.modes or setting.fits(plan):
+            sizes[mode] = max(setting.group.comm.allgather(plan.total))
+        else:
+            setting.say(f"{mode}: left out, as {plan.total / 2**20:.0f} MiB a rank are not free")
+    if not sizes:
+        raise UserError("no mode fits in the free memory; use more ranks on more machines")
+    return sorted(sizes, key=sizes.get)
+
+
 def _prepare(args, group: Group):
-    """Check what can be checked before any work; return (source, context, prompts, modes)."""
+    """Check what can be checked before any work; return (source, work, prompts)."""
     with group.together():
         if args.plot:
             check_folder(args.plot, "--plot")
             _need_matplotlib()
-        modes = list(MODES) if args.modes is None else [m for m in MODES if m in args.modes]
         config = shape_config(args.shape, args.layers) if args.shape else None
         if not args.shape and (args.layers or args.dtype or args.sparse):
             raise UserError("--layers, --dtype and --sparse are for --shape, not for --model")
@@ -87,7 +95,8 @@ def _prepare(args, group: Group):
     if getattr(source, "sparse", False) and group.rank == 0:
         why = "" if args.sparse else ", as the disk has no room for the shape"
         print(f"tpimpi: sparse files{why}: memory counts, times do not", file=sys.stderr)
-    return source, context, sorted(set(prompts)), modes
+    work = Work(max(prompts, default=1), context, logits=max(STEPS))
+    return source, work, sorted(set(prompts))
 
 
 def _need_matplotlib() -> None:
@@ -97,26 +106,13 @@ def _need_matplotlib() -> None:
         raise UserError("--plot needs matplotlib: pip install 'tpimpi[bench]'")
 
 
-def _streamed_names(source, group: Group) -> list[str]:
-    mine = source.partition.ranks[group.rank]
-    return [p.name for p in pieces(source.config, mine) if p.streamed]
-
-
-def _fits(group: Group, source, encoding: str) -> bool:
-    whole = workload.work_of(
-        [workload.Pass(1, 0, 1)], source.config, source.partition, encoding, [0] * group.size
-    )
-    need = group.node.allreduce(whole.memory_bytes[group.rank] + PROCESS_BYTES)
-    return all(group.comm.allgather(need <= free_memory()))
-
-
 def _result(args, group, source, threads, encoding, context, found) -> dict | None:
     """Measure the limits and hold the modes' times against them (collective; rank 0's result)."""
     config, partition, repeats = source.config, source.partition, args.repeats
     memory = limits.memory_rates(group, threads, repeats)  # [ranks, repeats]
     flops = limits.flop_rates(group, threads, encoding, repeats)  # [ranks, repeats]
     nodes = limits.node_of_each_rank(group)
-    chunks = {p.tokens for m in found.values() for p in _all_passes(m, context)}
+    chunks = {p.tokens for m in found.values() for p in _all_passes(m)}
     sums = {
         tokens: limits.allreduce_seconds(group, tokens, config.hidden_size, repeats)
         for tokens in sorted(chunks)
@@ -127,12 +123,12 @@ def _result(args, group, source, threads, encoding, context, found) -> dict | No
     modes = {}
     for mode, measured in found.items():
         disk = np.array(measured["disk"] or [[0.0] * group.size])  # [before and after, ranks]
-        rates = workload.Rates(np.median(memory, 1), np.median(flops, 1), disk.mean(0), nodes)
+        rates = workload.RankRates(np.median(memory, 1), np.median(flops, 1), disk.mean(0), nodes)
         figures = measured["figures"]
         streamed = [f.streamed_bytes_per_pass for f in figures]
         rows = []
         for (kind, tokens), seconds in measured["seconds"].items():
-            passes = _passes(kind, tokens, measured["chunk"], context)
+            passes = _passes(kind, tokens, figures[0].prompt_chunk, figures[0].context)
             work = workload.work_of(passes, config, partition, encoding, streamed)
             all_sums = 2 * config.num_layers * sum(np.median(sums[p.tokens]) for p in passes)
             rows.append(_row(kind, tokens, passes, seconds, work, rates, all_sums))
@@ -140,8 +136,11 @@ def _result(args, group, source, threads, encoding, context, found) -> dict | No
             "resident_bytes": [f.resident_bytes for f in figures],
             "streamed_bytes": streamed,
             "ring_bytes": [f.ring_bytes for f in figures],
+            "budget_bytes": [f.budget_bytes for f in figures],
+            "planned_memory_bytes": [f.planned_memory_bytes for f in figures],
             "peak_memory_bytes": measured["peaks"],
-            "prompt_chunk": measured["chunk"],
+            "prompt_chunk": figures[0].prompt_chunk,
+            "context": figures[0].context,
             "disk_bytes_per_second": disk.sum(1).tolist() if measured["disk"] else None,
             "times": rows,
             "one_token": [totals(step) for step in measured["intervals"]],
@@ -174,9 +173,11 @@ def _passes(kind: str, tokens: int, chunk: int, context: int) -> list[workload.P
     return workload.prompt_passes(tokens, chunk)
 
 
-def _all_passes(measured: dict, context: int) -> list[workload.Pass]:
-    chunk, seconds = measured["chunk"], measured["seconds"]
-    return [p for kind, tokens in seconds for p in _passes(kind, tokens, chunk, context)]
+def _all_passes(measured: dict) -> list[workload.Pass]:
+    chunk, context = measured["figures"][0].prompt_chunk, measured["figures"][0].context
+    return [
+        p for kind, tokens in measured["seconds"] for p in _passes(kind, tokens, chunk, context)
+    ]
 
 
 def _row(kind, tokens, passes, seconds, work, rates, sums) -> dict:

@@ -51,13 +51,11 @@ def _limits(result: dict) -> list[str]:
 
 
 def _memory(result: dict) -> list[str]:
-    lines = ["memory, the largest of a rank    peak MiB  resident  streamed a pass  ring"]
+    lines = ["memory, the largest of a rank    peak MiB  planned  resident  streamed a pass  ring"]
     for mode, m in result["modes"].items():
-        peak, resident, streamed, ring = (
-            max(m[k]) / MIB
-            for k in ("peak_memory_bytes", "resident_bytes", "streamed_bytes", "ring_bytes")
-        )
-        line = f"  {mode:28s}{peak:11.0f}{resident:10.0f}{streamed:17.0f}{ring:6.0f}"
+        kinds = ("peak_memory", "planned_memory", "resident", "streamed", "ring")
+        peak, plan, resident, streamed, ring = (max(m[f"{k}_bytes"]) / MIB for k in kinds)
+        line = f"  {mode:28s}{peak:11.0f}{plan:9.0f}{resident:10.0f}{streamed:17.0f}{ring:6.0f}"
         if m["disk_bytes_per_second"]:
             before, after = (rate / 1e9 for rate in m["disk_bytes_per_second"])
             line += f"   disk {before:.2f}, after {after:.2f} GB/s"

@@ -21,7 +21,7 @@ REMOVED = {
 }
 
 
-BENCH_MODES = ("window", "resident")  # from the smallest footprint to the largest
+BENCH_MODES = ("window", "budget", "resident")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,7 +207,15 @@ def _add_bench(commands) -> None:
     )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="draw the roofline and one token as PNG")
     _add_shards(parser)
-    _add_running(parser)
+    for name, kind, metavar, text in (
+        ("--memory-window", _number(int, 2), "N", "blocks of mode window (default: 4)"),
+        ("--memory-budget", _budgets, "BYTES", "of mode budget (default: the process and 60 %% of "
+         "the weights)"),
+        ("--prompt-chunk", _number(int, 1), "N", "tokens of a prompt computed in one pass"),
+        ("--threads", _number(int, 1), "N", "threads of each rank (default: cores / ranks)"),
+    ):  # fmt: skip
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+    parser.set_defaults(memory_budget=MemoryRequest.budgets)
 
 
 def _build() -> _Parser:

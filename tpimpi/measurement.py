@@ -6,23 +6,25 @@ import mmap
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tpimpi import limits, report, runtime
+from tpimpi import limits, memory, runtime
+from tpimpi.budget import Budgets, MemoryRequest
 from tpimpi.comm import Group
-from tpimpi.plan import DEFAULT_WINDOW
+from tpimpi.partition import pieces
+from tpimpi.plan import MARGIN_BYTES, MemoryPlan, Work
+from tpimpi.shard import Shard
 from tpimpi.timeline import Recorder
+from tpimpi.warmup import warm_up
 
+WINDOW = 4  # blocks, where --memory-window says nothing
+BUDGET_SHARE = 0.6  # of the weights, where --memory-budget says nothing
 STEPS = (1, 2, 4, 8)  # rows of one decode step
-EARLY, LATE = 0.15, 0.45  # of a mode's time: what takes more is done once; is left out
 DISK_SECONDS = 1.5  # of reading, before and after each mode that streams
-# What each mode asks of the planner, from the smallest footprint to the largest.
-MODES: dict[str, Callable[[Namespace], dict]] = {
-    "window": lambda args: {"memory_window": args.memory_window or DEFAULT_WINDOW},
-    "resident": lambda args: {"disable_memory_schedule": True},
-}
+EARLY, LATE = 0.15, 0.45  # of a mode's time: what takes more is done once; is left out
 
 
 class Progress:
@@ -36,67 +38,117 @@ class Progress:
             print(f"tpimpi bench: {text}", file=sys.stderr, flush=True)
 
 
-def measure_mode(args, group, source, threads, mode, context, prompts, names, say) -> dict:
-    """Measure one mode (collective); the raw seconds are on rank 0, the rest everywhere."""
-    settings = Namespace(**vars(args))
-    settings.memory_window, settings.disable_memory_schedule = None, False
-    vars(settings).update(MODES[mode](args))
-    streams = mode != "resident"
-    disk = []
+@dataclass(frozen=True)
+class Bench:
+    """What all modes have in common; its methods are collective."""
 
-    def read_disk() -> None:
+    args: Namespace
+    group: Group
+    source: object  # a Source or a SyntheticSource
+    threads: int
+    work: Work
+    prompts: Sequence[int]
+    say: Progress
+
+    def warm_up(self) -> str:
+        """Load the kernels, so that plans know the whole process; return the weights' encoding."""
+        shard = self._shard()
+        warm_up(self.group.node, {tensor.encoding for tensor in shard.tensors}, self.threads)
+        shard.close()
+        return shard["head"].encoding
+
+    def request(self, mode: str) -> MemoryRequest:
+        """Return what a mode asks of the planner."""
+        request = MemoryRequest(chunk=self.args.prompt_chunk)
+        if mode == "window":
+            return replace(request, window=self.args.memory_window or WINDOW)
+        if mode == "resident":
+            return replace(request, everything=True)
+        if self.args.memory_budget != MemoryRequest.budgets:
+            return replace(request, budgets=self.args.memory_budget)
+        needs = self._needs()
+        least = needs.smallest(self.work, max(STEPS)) + MARGIN_BYTES
+        mine = max(needs.process + int(BUDGET_SHARE * needs.weights), least)
+        return replace(request, budgets=Budgets(tuple(self.group.comm.allgather(mine))))
+
+    def plan(self, mode: str) -> MemoryPlan:
+        """Plan a mode, without running it. Raises UserError for a budget that is too small."""
+        return runtime.plan_memory(self.group, self._needs(), self.request(mode), self.work)
+
+    def fits(self, plan: MemoryPlan) -> bool:
+        """Tell whether all ranks of each node together would find the memory of their plans."""
+        free = memory.free_memory()
+        most = free.node if free.cgroup is None else min(free.node, free.cgroup)
+        need = self.group.node.allreduce(plan.total - plan.process)
+        return all(self.group.comm.allgather(need <= most))
+
+    def measure(self, mode: str) -> dict:
+        """Measure one mode; the intervals of one token are on rank 0 alone, the rest everywhere."""
+        group, disk = self.group, []
+        streams = any(group.comm.allgather(self.plan(mode).streamed))
         if streams:
-            say(f"{mode}: disk rate")
-            shard, _ = source.shard(args, group)
-            disk.append(limits.disk_rate(group, shard, names, min(DISK_SECONDS, args.seconds)))
-            shard.close()
-
-    read_disk()
-    say(f"{mode}: loading")
-    shard, _ = source.shard(args, group)
-    session = runtime.load(group, source, shard, settings, threads, context, max(STEPS))
-    seconds = {}
-    with session:
-        engine, model, tape = parts(session)
-        occupy(model)
-        chunk = model.max_tokens
-        if group.rank == 0:
-            vocabulary = source.config.vocab_size
-            measurement = _Measurement(engine, vocabulary, args, context, chunk, mode, say)
-            seconds = measurement.run(prompts)
-            engine.stop()
-        else:
-            engine.serve()
-        with Recorder(group, tape, model) as recorder:
+            disk.append(self._disk_rate(mode))
+        self.say(f"{mode}: loading")
+        request, shard = self.request(mode), self._shard()
+        session = runtime.load(group, self.source, shard, request, self.work, self.threads)
+        seconds = {}
+        with session:
+            engine, model = session.engine, session.model
+            occupy(model)
+            context, chunk = model.cache.context, model.max_tokens
             if group.rank == 0:
-                for _ in range(2):
-                    engine.step([1], [context - 1], [0], [0])
-            figures = session.finish()
-        step = recorder.last()
-    figures, seconds = group.comm.bcast((figures, seconds))
-    read_disk()
-    return {
-        "seconds": seconds,
-        "figures": figures,
-        "chunk": chunk,
-        "disk": [group.comm.allgather(rate) for rate in disk],
-        "intervals": group.comm.gather(step),
-        "peaks": group.comm.allgather(report.peak_memory_bytes()),
-    }
+                measurement = _Measurement(
+                    engine, model.config.vocab_size, self.args, context, chunk, mode, self.say
+                )
+                seconds = measurement.run(self.prompts)
+                engine.stop()
+            else:
+                engine.serve()
+            with Recorder(group, session.tape, model) as recorder:
+                if group.rank == 0:
+                    for _ in range(2):
+                        engine.step([1], [context - 1], [0], [0])
+                figures = session.finish()
+            step = recorder.last()
+        figures, seconds = group.comm.bcast((figures, seconds))
+        if streams:
+            disk.append(self._disk_rate(mode))
+        return {
+            "seconds": seconds,
+            "figures": figures,
+            "disk": [group.comm.allgather(rate) for rate in disk],
+            "intervals": group.comm.gather(step),
+            "peaks": group.comm.allgather(memory.peak_bytes()),
+        }
 
+    def _shard(self) -> Shard:
+        return self.source.shard(self.args, self.group)[0]
 
-def parts(session):
-    """Return (engine, model, tape) of a session."""
-    return session.engine, session.engine._model, session._tape
+    def _names(self) -> list[str]:
+        mine = self.source.partition.ranks[self.group.rank]
+        return [p.name for p in pieces(self.source.config, mine) if p.streamed]
+
+    def _needs(self):
+        shard = self._shard()
+        tape = {name: shard[name] for name in self._names()}
+        shard.close()
+        mine = self.source.partition.ranks[self.group.rank]
+        return runtime.needs_of(self.source.config, mine, tape, self.work)
+
+    def _disk_rate(self, mode: str) -> float:
+        self.say(f"{mode}: disk rate")
+        shard, seconds = self._shard(), min(DISK_SECONDS, self.args.seconds)
+        rate = limits.disk_rate(self.group, shard, self._names(), seconds)
+        shard.close()
+        return rate
 
 
 def occupy(model) -> None:
     """Take all memory that a full context and the largest chunk would: pages and buffers."""
     cache = model.cache
     cache.reserve(np.array([cache.context - 1]), np.array([0]))
-    for array in (*vars(model).values(), cache.keys, cache.values):
-        if isinstance(array, np.ndarray):
-            array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE] |= 0
+    for array in (cache.keys, cache.values, *vars(model.buffers).values()):
+        array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE] |= 0
 
 
 class _Measurement:
@@ -121,6 +173,7 @@ class _Measurement:
         """
         items = [("step", rows) for rows in STEPS] + [("prompt", tokens) for tokens in prompts]
         found: dict[tuple[str, int], list[float]] = {item: [] for item in items}
+        items = [item for item in items if item[1] <= self._most(item[0])]
         self._time(*items[0])  # loads what stays resident, and fills the ring
         end = time.perf_counter() + self._seconds
         late: dict[tuple[str, int], float] = {}  # what takes long is done once, at the end
@@ -140,9 +193,14 @@ class _Measurement:
         for item, expected in late.items():
             if not found[item] and expected < LATE * self._seconds:
                 self._measure(item, found)
-        for kind, tokens in (item for item in items if not found[item]):
-            self._say(f"{self._mode}: {kind} of {tokens} left out: it would take most of --seconds")
+        for kind, tokens in (item for item in found if not found[item]):
+            why = "take most of --seconds" if (kind, tokens) in items else "not fit in the memory"
+            self._say(f"{self._mode}: {kind} of {tokens} left out, as it would {why}")
         return found
+
+    def _most(self, kind: str) -> int:
+        """Return how many tokens the mode's memory allows."""
+        return self._context if kind == "prompt" else min(self._context, self._chunk)
 
     def _measure(self, item: tuple[str, int], found: dict) -> None:
         seconds, tokens = self._time(*item), item[1]

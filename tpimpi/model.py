@@ -60,8 +60,8 @@ class Model:
         names = [name for name in self._norm_names() if name]
         self._norms = {name: shard.widened(name) for name in names}  # [D] each
         self._encoding = {t.name: t.encoding for t in shard.tensors}
-        self._buffers = Buffers.allocate(config, mine, max_tokens, max_logits)
-        self.hidden = self._buffers.hidden  # [T, D]
+        self.buffers = Buffers.allocate(config, mine, max_tokens, max_logits)
+        self.hidden = self.buffers.hidden  # [T, D]
 
     def _norm_names(self):
         for layer in range(self.config.num_layers):
@@ -84,7 +84,7 @@ class Model:
         x = self.hidden[:tokens]  # [T, D]
         self.cache.reserve(batch.positions, batch.slots)
         rope_tables(
-            batch.positions, self._inv_freq, self._buffers.cos[:tokens], self._buffers.sin[:tokens]
+            batch.positions, self._inv_freq, self.buffers.cos[:tokens], self.buffers.sin[:tokens]
         )
         for layer in range(self.config.num_layers):
             x += self._attend(layer, x, batch)  # [T, D]
@@ -95,12 +95,12 @@ class Model:
         """Return the attention half of a layer, summed over all ranks [T, D]."""
         tokens, at, head_dim = len(x), f"layers/{layer:02d}/attn", self.config.head_dim
         h = self._norm(f"{at}/norm", x)  # [T, D]
-        q = self._product(f"{at}/q_proj", h, self._buffers.q)  # [T, H_loc Hd]
-        k = self._product(f"{at}/k_proj", h, self._buffers.k)  # [T, K_loc Hd]
-        v = self._product(f"{at}/v_proj", h, self._buffers.v)  # [T, K_loc Hd]
-        attended = self._buffers.attended[:tokens]  # [T, H_loc Hd]
+        q = self._product(f"{at}/q_proj", h, self.buffers.q)  # [T, H_loc Hd]
+        k = self._product(f"{at}/k_proj", h, self.buffers.k)  # [T, K_loc Hd]
+        v = self._product(f"{at}/v_proj", h, self.buffers.v)  # [T, K_loc Hd]
+        attended = self.buffers.attended[:tokens]  # [T, H_loc Hd]
         if self._heads:
-            cos, sin = self._buffers.cos[:tokens], self._buffers.sin[:tokens]
+            cos, sin = self.buffers.cos[:tokens], self.buffers.sin[:tokens]
             q = q.reshape(tokens, self._heads, head_dim)  # [T, H_loc, Hd]
             k = k.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
             v = v.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
@@ -114,7 +114,7 @@ class Model:
                 attended.reshape(tokens, self._heads, head_dim), self._kv_index,
                 np.float32(head_dim**-0.5), self._threads,
             )  # fmt: skip
-        partial = self._product(f"{at}/o_proj", attended, self._buffers.partial)  # [T, D]
+        partial = self._product(f"{at}/o_proj", attended, self.buffers.partial)  # [T, D]
         self._group.allreduce(partial)  # 1st sum of the layer
         return partial
 
@@ -122,10 +122,10 @@ class Model:
         """Return the MLP half of a layer, summed over all ranks [T, D]."""
         at = f"layers/{layer:02d}/mlp"
         h = self._norm(f"{at}/norm", x)  # [T, D]
-        gate = self._product(f"{at}/gate_proj", h, self._buffers.gate)  # [T, F_loc]
-        up = self._product(f"{at}/up_proj", h, self._buffers.up)  # [T, F_loc]
+        gate = self._product(f"{at}/gate_proj", h, self.buffers.gate)  # [T, F_loc]
+        up = self._product(f"{at}/up_proj", h, self.buffers.up)  # [T, F_loc]
         silu_gate(gate, up, gate, self._threads)  # [T, F_loc]
-        partial = self._product(f"{at}/down_proj", gate, self._buffers.partial)  # [T, D]
+        partial = self._product(f"{at}/down_proj", gate, self.buffers.partial)  # [T, D]
         self._group.allreduce(partial)  # 2nd sum of the layer
         return partial
 
@@ -135,16 +135,16 @@ class Model:
             for _ in self._tape.take("head"):  # a chunk of a prompt that no one asks about
                 pass
             return None
-        last = self._buffers.last[:count]  # [n, D]
+        last = self.buffers.last[:count]  # [n, D]
         np.take(x, wanted, axis=0, out=last)
         h = self._norm("norm", last)  # [n, D]
-        logits_loc = self._product("head", h, self._buffers.logits_loc)  # [n, V_loc]
-        logits = self._buffers.logits[:count] if self._group.rank == 0 else None  # [n, V]
+        logits_loc = self._product("head", h, self.buffers.logits_loc)  # [n, V_loc]
+        logits = self.buffers.logits[:count] if self._group.rank == 0 else None  # [n, V]
         self._group.gatherv_rows(logits_loc, logits, self._vocab_counts)
         return logits
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        out = self._buffers.normed[: len(x)]  # [T, D]
+        out = self.buffers.normed[: len(x)]  # [T, D]
         rmsnorm(x, self._norms[name], self.config.rms_norm_eps, out)
         return out
 

@@ -129,6 +129,10 @@ def _name_columns(axes, points: dict) -> None:
         )  # fmt: skip
 
 
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.1 else f"{seconds * 1e3:.2g} ms"
+
+
 def _timeline(axes, intervals: dict[str, Sequence[dict]]) -> None:
     labels, row = [], 0.0
     for mode, steps in intervals.items():
@@ -139,7 +143,7 @@ def _timeline(axes, intervals: dict[str, Sequence[dict]]) -> None:
             for what in (DISK, NETWORK):
                 spans = [(a * scale, (b - a) * scale) for w, a, b in step["waits"] if w == what]
                 axes.broken_barh(spans, (row, HEIGHT), color=PARTS[what], linewidth=0)
-            axes.text(101.5, row + HEIGHT / 2, f"{step['seconds'] * 1e3:.3g} ms", va="center")
+            axes.text(101.5, row + HEIGHT / 2, _milliseconds(step["seconds"]), va="center")
             labels.append(
                 (row + HEIGHT / 2, f"{mode}\nrank {rank}" if not rank else f"rank {rank}")
             )

@@ -29,7 +29,8 @@ class Session:
         self, group: Group, model: Model, tape: Tape, shard: Shard, plan: MemoryPlan, threads: int
     ):
         self.engine, self.plan = Engine(group, model), plan
-        self._group, self._tape, self._shard = group, tape, shard
+        self.model, self.tape = model, tape
+        self._group, self._shard = group, shard
         self._watch = report.Stopwatch(group, tape, plan, threads)
 
     def __enter__(self) -> Session:
@@ -44,7 +45,7 @@ class Session:
         return report.gather(self._group, self._watch.figures())
 
     def __exit__(self, *_) -> None:
-        self._tape.close()
+        self.tape.close()
         self._shard.close()
 
 

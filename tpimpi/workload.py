@@ -25,7 +25,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Work:
+class Amounts:
     """What each rank has to do in some passes: arrays over ranks."""
 
     flops: np.ndarray
@@ -34,7 +34,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Rates:
+class RankRates:
     """What each rank can do while all others do it too: arrays over ranks."""
 
     memory: np.ndarray  # bytes/s
@@ -55,7 +55,7 @@ def work_of(
     partition: Partition,
     encoding: str,
     streamed: Sequence[int],
-) -> Work:
+) -> Amounts:
     """Add up the work of passes; `streamed` are the bytes that each rank reads in one pass."""
     flops, memory = [], []
     layers, head_dim = config.num_layers, config.head_dim
@@ -73,10 +73,10 @@ def work_of(
         keys_values = 2 * layers * len(mine.kv_heads) * head_dim * 4 * ends  # float32
         memory.append(weights + keys_values)
     streamed = np.asarray(streamed, float) * len(passes)
-    return Work(np.array(flops, float), np.array(memory, float), streamed)
+    return Amounts(np.array(flops, float), np.array(memory, float), streamed)
 
 
-def seconds_at_least(work: Work, rates: Rates, sums: float) -> dict[str, float]:
+def seconds_at_least(work: Amounts, rates: RankRates, sums: float) -> dict[str, float]:
     """Return the least seconds by each limit: disk, memory, flops, sums.
 
     The ranks of a node share its disk, memory and cores; the slowest node counts. `sums` are the
