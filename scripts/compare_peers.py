@@ -15,40 +15,44 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from make_checkpoint import SHAPES, positive
-from peers.cap import Cap, CapUnavailable, forget_cached, parse_size
+from humanfriendly import InvalidSize, parse_size
+from make_checkpoint import positive
+
+from peers.cap import Cap, CapUnavailable, forget_cached
 from peers.child import run, turn
-from peers.gguf_file import write_gguf
 from peers.lineup import (
     PACKAGES,
     Program,
     capped,
     in_memory,
-    mpirun,
     numbers_a_token,
     stored_encoding,
 )
 from peers.machine import describe
+from peers.prepare import convert, make_gguf, make_model, missing, say
+from peers.results import agreement, rows_of, say_agreement
 from peers.table import Metric, metrics, render
-
 from tpimpi.checkpoint import Checkpoint
 from tpimpi.config import ModelConfig
 from tpimpi.encoding import ENCODINGS
 from tpimpi.errors import MachineError, UserError
 from tpimpi.launch import available_cores, cache_directory
+from tpimpi.shapes import SHAPES
 
 INTERRUPTED = 130
 CAPPED_PROMPT, CAPPED_TOKENS = 8, 8
 
 
-def say(text: str) -> None:
-    """Tell the user how far it is."""
-    print(text, file=sys.stderr, flush=True)
+def size_or_none(text: str) -> int | None:
+    """Return bytes of 1500MB or 2GiB, None of none."""
+    try:
+        return None if text == "none" else parse_size(text)
+    except InvalidSize:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 1500MB, or none") from None
 
 
 def arguments() -> argparse.Namespace:
@@ -67,8 +71,7 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--tokens", type=positive, default=32, metavar="N", help="decoded (32)")
     parser.add_argument(
-        "--cap", type=lambda text: None if text == "none" else parse_size(text),
-        default=parse_size("1500MB"), metavar="SIZE",
+        "--cap", type=size_or_none, default="1500MB", metavar="SIZE",
         help="of all memory of a program, page cache too, in the second table (1500MB; none: skip)",
     )  # fmt: skip
     parser.add_argument(
@@ -88,50 +91,6 @@ def arguments() -> argparse.Namespace:
     if wrong or "tpimpi" not in args.programs:
         parser.error(f"--programs must be tpimpi and some of {', '.join(PACKAGES)}")
     return args
-
-
-def make_model(args, work: Path) -> Path:
-    """Return the model directory, made if it is a shape."""
-    if args.model:
-        return args.model
-    model = work / f"random-{args.shape}-bf16"
-    if not model.exists():
-        partial = model.with_suffix(".partial")
-        command = [sys.executable, str(Path(__file__).with_name("make_checkpoint.py"))]
-        subprocess.run([*command, "--shape", args.shape, "--output", str(partial)], check=True)
-        partial.rename(model)
-    return model
-
-
-def make_gguf(args, checkpoint, config, stored: str, folder: Path) -> dict[str, Path]:
-    """Return llama.cpp's files, by encoding; none if it is not asked for or can't be made."""
-    if "llama.cpp" not in args.programs:
-        return {}
-    paths = {name: folder / f"{name}.gguf" for name in dict.fromkeys(("f32", stored))}
-    for encoding, path in paths.items():
-        if not path.exists():
-            say(f"writing {path}")
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                write_gguf(checkpoint, config, path, encoding if encoding == "f32" else None)
-            except ModuleNotFoundError as error:
-                say(missing(error.name))
-                return {}
-    return paths
-
-
-def missing(package: str) -> str:
-    """Return the sentence for a package that isn't there."""
-    return f"{package} is not installed; get it with the peers extra: pip install -e '.[peers]'"
-
-
-def convert(model: Path, ranks: list[int]) -> None:
-    """Cut our shards, so that no measurement does."""
-    for count in ranks:
-        command = [*mpirun(count), sys.executable, "-m", "tpimpi", "convert", "--model", str(model)]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise MachineError(f"`tpimpi convert` failed with {count} ranks, see above")
 
 
 def settings_of(program: Program, config: ModelConfig, prompts, tokens, logits) -> str:
@@ -179,62 +138,6 @@ def run_capped(command: list[str], args, program: Program, cap: int) -> dict:
     return result
 
 
-def rows_of(programs: list[Program], found: dict, memory_rate: float | None) -> list[dict]:
-    """Return a row a program: medians over the rounds that gave a result."""
-    rows = []
-    for program in programs:
-        good = [result for result in found[program.label] if "failed" not in result]
-        bad = [result["failed"] for result in found[program.label] if "failed" in result]
-        figures = {}
-        if good:
-            decode = statistics.median(s for result in good for s in result["token_seconds"])
-            for length in good[0]["first_seconds"]:
-                figures[f"first_{length}"] = statistics.median(
-                    result["first_seconds"][length] for result in good
-                )
-            figures["decode"] = decode
-            if memory_rate and program.weight_bytes:
-                figures["of_memory"] = program.weight_bytes / memory_rate / decode
-            peaks = [result["peak_bytes"] for result in good if result["peak_bytes"]]
-            figures["peak"] = max(peaks) if peaks else None
-        rows.append({"label": program.label, "ours": program.kind == "tpimpi", "figures": figures,
-                     "failed": bad[0] if bad else "", "note": program.note})  # fmt: skip
-    return rows
-
-
-def agreement(programs: list[Program], found: dict, logits: Path) -> list[dict]:
-    """Compare each program's greedy ids and first logits with ours, from the first round."""
-    import numpy as np
-
-    base, result = None, []
-    for program in programs:
-        file = logits / f"{program.label}.npy"
-        if not file.exists() or "failed" in found[program.label][0]:
-            continue
-        ids, values = found[program.label][0]["ids"], np.load(file)  # [V]
-        if base is None:
-            base = (ids, values)
-            continue
-        same = next((i for i, (a, b) in enumerate(zip(*(ids, base[0]), strict=True)) if a != b),
-                    len(ids))  # fmt: skip
-        apart = float(np.abs(values - base[1]).max() / base[1].std())
-        result.append({"label": program.label, "same_ids": same, "of": len(ids),
-                       "logits_apart": apart, "exact": program.exact})  # fmt: skip
-    return result
-
-
-def say_agreement(agreed: list[dict], ours: str) -> list[str]:
-    """Return lines about who computes the same as ours."""
-    lines = [f"against {ours}: greedy ids that are the same from the first on; the largest "
-             "difference of the prompt's logits, in their standard deviations"]  # fmt: skip
-    for one in agreed:
-        text = f"  {one['label']}: {one['same_ids']} of {one['of']} ids, {one['logits_apart']:.1e}"
-        if one["exact"] and one["logits_apart"] > 1e-3:
-            text += " - TOO FAR APART: these two don't compute the same model"
-        lines.append(text)
-    return lines
-
-
 def compare(args) -> None:
     """Prepare, measure, print."""
     threads = args.threads or available_cores()
@@ -262,27 +165,20 @@ def compare(args) -> None:
         found = rounds(args, [memory, *programs], config, place, None)
         rates = [r["bytes_per_second"] for r in found.pop(memory.label) if "failed" not in r]
         rate = statistics.median(rates) if rates else None
-        rows, columns = rows_of(programs, found, rate), metrics(args.prompts)
+        rows = rows_of(programs, found, rate)
         agreed = agreement(programs, found, place)
-        capped_rows: list[dict] = []
         shards = sorted((cache_directory() / folder.name).glob("1*/*"))
-        if args.cap:
-            try:
-                with Cap(args.cap):
-                    pass  # can it be made at all?
-                few = capped(model, gguf, shards, threads, args.cap, place / "offload")
-                few = [p for p in few if p.package in args.programs]
-                capped_rows = rows_of(few, rounds(args, few, config, None, args.cap), None)
-            except CapUnavailable as error:
-                say(f"no table under a memory cap: {error}")
+        few = capped(model, gguf, shards, threads, args.cap or 0, place / "offload")
+        few = [p for p in few if p.package in args.programs]
+        capped_rows = rows_of(few, under_cap(args, few, config), None)
     if rate:
         shown.append(f"memory read rate {rate / 1e9:.1f} GB/s, {threads} threads")
+    columns = metrics(args.prompts)
     few_columns = [Metric("decode", "decode", "ms/token", 1e3, 1),
                    Metric("peak", "peak of the cgroup", "MB", 1e-6, 0)]  # fmt: skip
     print("\n".join(["", *shown, "", render(rows, columns, rows[0]), ""]))
     print(f"x ours: divided by {rows[0]['label']}; above 1.00 ours needs less, below 1.00 more")
-    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
-        print(note)
+    print("\n".join(dict.fromkeys(row["note"] for row in rows if row["note"])))
     print("\n".join(say_agreement(agreed, rows[0]["label"])))
     if capped_rows:
         print(f"\nunder a cap of {args.cap / 1e6:.0f} MB over all of a program's memory, page "
@@ -294,6 +190,19 @@ def compare(args) -> None:
         "memory_bytes_per_second": rate, "in_memory": rows, "agreement": agreed,
         "cap_bytes": args.cap if capped_rows else None, "capped": capped_rows,
     }))  # fmt: skip
+
+
+def under_cap(args, programs: list[Program], config) -> dict:
+    """Return the results under the cap; of none if there can't be one here."""
+    if not args.cap:
+        return {}
+    try:
+        with Cap(args.cap):
+            pass  # can one be made at all?
+        return rounds(args, programs, config, None, args.cap)
+    except CapUnavailable as error:
+        say(f"no table under a memory cap: {error}")
+        return {}
 
 
 def plot(path: Path, rows, columns, capped_rows, few_columns, cap, shown: list[str]) -> None:

@@ -1,6 +1,5 @@
 """The comparison with other programs: what it needs none of them for."""
 
-import argparse
 import subprocess
 import sys
 import time
@@ -12,23 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from peers import child  # noqa: E402
-from peers.cap import Cap, CapUnavailable, forget_cached, parse_size  # noqa: E402
+from peers.cap import Cap, CapUnavailable, forget_cached  # noqa: E402
 from peers.gguf_file import interleaved  # noqa: E402
 from peers.table import metrics, render  # noqa: E402
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("1500MB", 1_500_000_000), ("1.5GiB", 3 << 29), ("7", 7), ("2 kib", 2048)],
-)
-def test_sizes(text, expected):
-    assert parse_size(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1MB", "1XB", "MB", "1e9"])
-def test_wrong_sizes(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="1500MB"):
-        parse_size(text)
 
 
 def row(label, **figures):
@@ -41,8 +26,8 @@ def test_table_shows_losses_like_wins():
     faster = row("faster", first_64=0.5, decode=0.05, peak=None)
     dead = row("dead") | {"failed": "killed, out of memory"}
     lines = render([ours, slower, faster, dead], metrics([64]), ours).splitlines()
-    assert lines[4].split() == ["slower", "2.00", "2.00", "150.0", "1.50", "0.60", "3", "3.00"]
-    assert lines[5].split() == ["faster", "0.50", "0.50", "50.0", "0.50", "-", "-", "-"]
+    assert lines[4].split() == ["slower", "2.000", "2.00", "150.0", "1.50", "0.60", "3", "3.00"]
+    assert lines[5].split() == ["faster", "0.500", "0.50", "50.0", "0.50", "-", "-", "-"]
     assert lines[6] == "dead     killed, out of memory"
     assert len({len(line) for line in lines[2:5]}) == 1
 

@@ -6,24 +6,12 @@ https://docs.kernel.org/admin-guide/cgroup-v2.html.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import re
 import signal
 import time
 from pathlib import Path
-
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9,
-         "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}  # fmt: skip
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of 1500MB, 1.5GiB or 1500000000."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if not match or match[2].upper() not in UNITS or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give one like 1500MB or 2GiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 class CapUnavailable(Exception):

@@ -8,15 +8,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tpimpi import flags as command_line
 from tpimpi.checkpoint import Checkpoint
 from tpimpi.config import ModelConfig
 from tpimpi.encoding import ENCODINGS
 from tpimpi.errors import UserError
 
 WORKER = Path(__file__).with_name("worker.py")
-PACKAGES = {"llama.cpp": ("llama-cpp-python", "gguf"), "transformers": ("torch", "transformers"),
-            "accelerate": ("torch", "transformers", "accelerate")}  # fmt: skip
+PACKAGES = ("llama.cpp", "transformers", "accelerate")
 # What tpimpi's ranks are told to hold of a cap: the rest is the kernel's share of a cgroup, such as
 # page tables and the pages of libraries and of the shard's index that pass through the page cache.
 BUDGET_SHARE = 0.93
@@ -110,13 +108,10 @@ def capped(
 ) -> list[Program]:
     """Return the programs that can run with less memory than the weights take, ours first."""
     budget = int(cap * BUDGET_SHARE)
-    ours = ["--memory-budget", str(budget)]
-    try:
-        command_line.parse(["generate", "--model", str(model), "--prompt", "-", *ours])
-        label = f"tpimpi np 1, budget {budget / 1e6:.0f} MB"
-    except UserError:
-        ours, label = ["--memory-window", "4"], "tpimpi np 1, window 4"
-    rows = [Program(label, "tpimpi", "tpimpi", str(model), threads, 1, ours, files=shards)]
+    rows = [Program(
+        f"tpimpi np 1, budget {budget / 1e6:.0f} MB", "tpimpi", "tpimpi", str(model), threads,
+        flags=["--memory-budget", str(budget)], files=shards,
+    )]  # fmt: skip
     stored = list(gguf)[-1:]
     for row in _llama_cpp({name: gguf[name] for name in stored}, threads, 0):
         row.label += ", mapped"

@@ -17,7 +17,7 @@ ERROR = 4  # GGML_LOG_LEVEL_ERROR
 class LlamaCpp:
     """llama.cpp, by its C interface; weights are mapped, which is its default."""
 
-    def __init__(self, model: str, threads: int, context: int, flags: dict):
+    def __init__(self, model: str, threads: int, prompt: int, context: int, flags: dict):
         import llama_cpp
 
         self._c = llama_cpp
@@ -34,7 +34,7 @@ class LlamaCpp:
         if not self._model:
             raise RuntimeError(f"llama.cpp can't load {model}: {''.join(said).strip()}")
         running = llama_cpp.llama_context_default_params()
-        running.n_ctx, running.n_batch, running.n_ubatch = context, context, min(512, context)
+        running.n_ctx, running.n_batch, running.n_ubatch = context, prompt, min(512, prompt)
         running.n_threads = running.n_threads_batch = threads
         running.no_perf = True
         if flags["full_precision"]:  # by default keys and values, and more in attention, are f16
@@ -67,7 +67,7 @@ class LlamaCpp:
 class Transformers:
     """Transformers in float32; with `memory` bytes, the rest offloaded to disk by Accelerate."""
 
-    def __init__(self, model: str, threads: int, context: int, flags: dict):
+    def __init__(self, model: str, threads: int, prompt: int, context: int, flags: dict):
         import torch
         import transformers
 
@@ -125,7 +125,9 @@ class Tpimpi:
         self._engine.release(0)
 
 
-def run_tpimpi(model: str, threads: int, context: int, flags: list[str], measure) -> dict | None:
+def run_tpimpi(
+    model: str, threads: int, prompt: int, context: int, flags: list[str], measure
+) -> dict | None:
     """Load this rank's shard, call `measure(Tpimpi)` on rank 0 and return what it returns.
 
     `peak_bytes` of the result is the sum over all ranks. Collective; None on other ranks.
@@ -139,12 +141,15 @@ def run_tpimpi(model: str, threads: int, context: int, flags: list[str], measure
     world = launch.world()
     from tpimpi import runtime
     from tpimpi.comm import Group
+    from tpimpi.plan import Work
     from tpimpi.source import Source
 
     group = Group(world)
     source = Source(args, group)
     shard, _ = source.shard(args, group)
-    session = runtime.load(group, source, shard, args, threads, context, 1)
+    session = runtime.load(
+        group, source, shard, command_line.memory_request(args), Work(prompt, context), threads
+    )
     result = None
     with session:
         if group.rank == 0:

@@ -25,7 +25,7 @@ class Metric:
 def metrics(prompts: Sequence[int]) -> list[Metric]:
     """Return the columns of a comparison, for first tokens after prompts of these lengths."""
     return [
-        *(Metric(f"first_{n}", f"first token, {n}", "s") for n in sorted(prompts)),
+        *(Metric(f"first_{n}", f"first token, {n}", "s", decimals=3) for n in sorted(prompts)),
         Metric("decode", "decode", "ms/token", 1e3, 1),
         Metric("of_memory", "of read rate", "", 1, 2, compared=False),
         Metric("peak", "peak memory", "MiB", 2**-20, 0),

@@ -102,8 +102,8 @@ def run(settings: dict) -> dict | None:
     kind, threads = settings["program"], settings["threads"]
     if kind == "memory":
         return {"bytes_per_second": memory_rate(threads)}
-    context = max(settings["prompts"]) + settings["tokens"] + 8
-    given = settings["model"], threads, context, settings["flags"]
+    prompt = max(settings["prompts"])
+    given = settings["model"], threads, prompt, prompt + settings["tokens"] + 1, settings["flags"]
     if kind == "tpimpi":
         from peers.programs import run_tpimpi
 
