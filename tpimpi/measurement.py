@@ -111,6 +111,8 @@ class Bench:
                 figures = session.finish()
             step = recorder.last()
         figures, seconds = group.comm.bcast((figures, seconds))
+        peaks = group.comm.allgather(memory.peak_bytes())
+        del session, engine, model  # the disk's rate takes a ring of its own
         if streams:
             disk.append(self._disk_rate(mode))
         return {
@@ -118,7 +120,7 @@ class Bench:
             "figures": figures,
             "disk": [group.comm.allgather(rate) for rate in disk],
             "intervals": group.comm.gather(step),
-            "peaks": group.comm.allgather(memory.peak_bytes()),
+            "peaks": peaks,
         }
 
     def _shard(self) -> Shard:
