@@ -44,12 +44,12 @@ def bench(args, group: Group, threads: int) -> None:
     result = _result(args, group, source, threads, encoding, work.context, found)
     if group.rank != 0:
         return
+    print(card.text(result))
+    print(json.dumps(result), flush=True)
     if args.plot:
         from tpimpi import plot
 
         plot.draw(args.plot, result, {mode: m["intervals"] for mode, m in found.items()})
-    print(card.text(result))
-    print(json.dumps(result), flush=True)
 
 
 def _by_memory(setting: Bench) -> list[str]:

@@ -37,7 +37,7 @@ def draw(path: str, result: dict, intervals: dict[str, Sequence[dict]]) -> None:
         figure.suptitle(_title(result), fontsize=12)
         figure.canvas.draw()  # only now are the axes where they stay
         _turn(left)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format="png")
         plt.close(figure)
 
 
@@ -65,7 +65,7 @@ def _roofline(axes, result: dict) -> None:
     first, last = min(xs) / 2, max(*xs, 2 * flops / memory) * 2.5
     axes.set(xscale="log", yscale="log", xlim=(first, last))
     axes.set_ylim(min([*ys, memory * first]) / 2, max([flops, *ys]) * 2.2)
-    _ceiling(axes, memory, flops, first, last, INK, "-", f"memory {memory:.1f} GB/s", 0.3)
+    _ceiling(axes, memory, flops, first, last, INK, "-", f"memory {memory:.1f} GB/s")
     axes.text(last / 1.1, flops * 1.06, f"arithmetic {flops:.0f} GFLOP/s", ha="right", va="bottom")
     for mode, rows in points.items():
         colour, marker = MODES[mode]
@@ -74,7 +74,7 @@ def _roofline(axes, result: dict) -> None:
             share = rows[0][1]["streamed_bytes"] / rows[0][1]["memory_bytes"]
             disk = sum(rates) / len(rates) / 1e9
             text = f"disk {disk:.2f} GB/s" + (f", {share:.0%} streamed" if share < 0.95 else "")
-            _ceiling(axes, disk / share, flops, first, last, colour, "--", text, 0.5)
+            _ceiling(axes, disk / share, flops, first, last, colour, "--", text)
         for kind, filled in (("step", True), ("prompt", False)):
             mine = [(x, r) for x, r in rows if r["kind"] == kind]
             axes.plot(
@@ -94,15 +94,16 @@ def _roofline(axes, result: dict) -> None:
     )
 
 
-def _ceiling(axes, slope, most, first, last, colour, style, text, at) -> None:
+def _ceiling(axes, slope, most, first, last, colour, style, text) -> None:
     """Draw y = slope x up to `most`, then `most`, with its name along the rise."""
     corner = min(most / slope, last)
     axes.plot([first, corner, last], [slope * first, slope * corner, most], style, color=colour,
               linewidth=1.6, zorder=2)  # fmt: skip
-    x = first * (corner / first) ** at
+    x = first * 1.15
     axes.text(
-        x, slope * x * 1.06, text, color=colour, va="bottom", rotation_mode="anchor", gid=RISE
-    )
+        x, slope * x * 1.07, text, color=colour, va="bottom", rotation_mode="anchor", gid=RISE,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}, zorder=2.5,
+    )  # fmt: skip
 
 
 def _turn(axes) -> None:

@@ -1,0 +1,62 @@
+"""What a step must do at least, by hand; and the kernel that reads memory."""
+
+import numpy as np
+import pytest
+
+from tpimpi.kernels import reading, reference
+from tpimpi.limits import Spread
+from tpimpi.partition import Partition
+from tpimpi.shapes import shape_config
+from tpimpi.workload import Pass, RankRates, prompt_passes, seconds_at_least, work_of
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 1000, 4097])
+def test_every_word_is_read(threads, size):
+    data = np.random.default_rng(size).integers(0, 2**63, size, np.uint64)
+    found, expected = np.zeros(threads, np.uint64), np.zeros(threads, np.uint64)
+    reading.read_memory(data, found, threads)
+    reference.read_memory(data, expected, threads)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_work_is_what_one_counts_by_hand():
+    config = shape_config("tiny")  # 2 layers, D 64, F 160, 5 heads of 16, V 1031
+    layer = 4 * 64 * 80 + 3 * 64 * 160
+    passes = [Pass(3, 10, 2)]  # positions 10, 11, 12
+    one = work_of(passes, config, Partition.of(config, [1]), "bf16", [1000])
+    scores = 4 * 2 * 80 * (11 + 12 + 13)
+    assert one.flops.tolist() == [2 * (2 * layer * 3 + 1031 * 64 * 2) + scores]
+    assert one.memory_bytes.tolist() == [2 * (2 * layer + 1031 * 64) + 2 * 2 * 80 * 4 * 13]
+    assert one.streamed_bytes.tolist() == [1000]
+    three = work_of(passes, config, Partition.of(config, [1] * 3), "bf16", [1, 2, 3])
+    assert three.flops.sum() == one.flops.sum()
+    assert three.memory_bytes.sum() == one.memory_bytes.sum()
+    assert len(set(three.flops)) > 1  # 5 heads over 3 ranks
+
+
+def test_a_prompt_is_cut_into_chunks():
+    assert prompt_passes(20, 8) == [Pass(8, 0, 0), Pass(8, 8, 0), Pass(4, 16, 1)]
+    assert prompt_passes(8, 8) == [Pass(8, 0, 1)]
+    config = shape_config("tiny")
+    partition = Partition.of(config, [1])
+    whole = work_of(prompt_passes(20, 20), config, partition, "f32", [7])
+    cut = work_of(prompt_passes(20, 8), config, partition, "f32", [7])
+    assert whole.flops == cut.flops and whole.memory_bytes < cut.memory_bytes
+    assert cut.streamed_bytes == 21
+
+
+def test_the_slowest_node_counts():
+    config = shape_config("tiny")
+    work = work_of([Pass(1, 0, 1)], config, Partition.of(config, [1] * 3), "f32", [600, 0, 900])
+    rates = RankRates(np.full(3, 1e9), np.full(3, 1e9), np.array([100.0, 50.0, 100.0]), [0, 0, 2])
+    least = seconds_at_least(work, rates, 0.5)
+    assert least["disk"] == 9 and least["sums"] == 0.5  # 600 / 150 on the other node
+    assert least["memory"] == pytest.approx(
+        max(work.memory_bytes[:2].sum() / 2, work.memory_bytes[2]) / 1e9
+    )
+
+
+def test_spread():
+    assert Spread.of([5, 1, 2, 4, 3]) == Spread(3, 2, 4, 5)
+    assert Spread.of([7]) == Spread(7, 7, 7, 1)
