@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def turn(lock: Path | None):
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    time.sleep(1)  # or those who wait would never get it: Linux doesn't hand it to them
 
 
 def run(command: list[str], seconds: float, cap: Cap | None = None) -> dict:
