@@ -178,7 +178,8 @@ def compare(args) -> None:
                    Metric("peak", "peak of the cgroup", "MB", 1e-6, 0)]  # fmt: skip
     print("\n".join(["", *shown, "", render(rows, columns, rows[0]), ""]))
     print(f"x ours: divided by {rows[0]['label']}; above 1.00 ours needs less, below 1.00 more")
-    print("\n".join(dict.fromkeys(row["note"] for row in rows if row["note"])))
+    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
+        print(note)
     print("\n".join(say_agreement(agreed, rows[0]["label"])))
     if capped_rows:
         print(f"\nunder a cap of {args.cap / 1e6:.0f} MB over all of a program's memory, page "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 
 from peers.table import Metric
 
@@ -25,6 +26,10 @@ def draw(path: Path, groups: list[tuple[str, list[dict], list[Metric]]], footer:
         panels = part.subplots(1, width, sharey=True, squeeze=False)[0]
         for panel, metric in zip(panels, metrics, strict=False):
             _panel(panel, rows, metric)
+        for at, row in enumerate(rows):
+            if row["failed"] and not row["figures"]:
+                reason = shorten(row["failed"], 60, placeholder=" ...")
+                panels[0].text(0, at, f" {reason}", va="center", fontsize=8, color=FAINT)
         for panel in panels[len(metrics) :]:
             panel.set_visible(False)
         panels[0].set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=9)
@@ -43,12 +48,10 @@ def _panel(panel, rows: list[dict], metric: Metric) -> None:
     colours = [OURS if row["ours"] else OTHERS for row in rows]
     panel.barh(range(len(rows)), shown, color=colours, height=0.7)
     room = max(shown) or 1
-    for at, (row, value) in enumerate(zip(rows, values, strict=True)):
-        text = metric.show(value) if value is not None else row["failed"] or "-"
-        panel.text(
-            (shown[at] if value is not None else 0) + room * 0.02, at, text, va="center",
-            fontsize=8.5 if value is not None else 7, color=INK if value is not None else FAINT,
-        )  # fmt: skip
+    for at, value in enumerate(values):
+        if value is not None:
+            text = metric.show(value)
+            panel.text(shown[at] + room * 0.02, at, text, va="center", fontsize=8.5, color=INK)
     panel.set_xlim(0, room * 1.25)
     unit = f" [{metric.unit}]" if metric.unit else ""
     panel.set_title(f"{metric.title}{unit}", fontsize=9.5, color=INK, loc="left")

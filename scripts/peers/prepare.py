@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 def missing(package: str) -> str:
     """Return the sentence for a package that isn't there."""
-    name = package.replace("_", "-")
+    name = {"llama_cpp": "llama-cpp-python"}.get(package, package)
     return f"{name} is missing; get it with the peers extra: pip install -e '.[mpich,peers]'"
 
 
