@@ -41,6 +41,7 @@ from tpimpi.config import ModelConfig
 from tpimpi.encoding import ENCODINGS
 from tpimpi.errors import MachineError, UserError
 from tpimpi.launch import available_cores, cache_directory
+from tpimpi.partition import Partition
 from tpimpi.shapes import SHAPES
 
 INTERRUPTED = 130
@@ -167,7 +168,8 @@ def compare(args) -> None:
         rate = statistics.median(rates) if rates else None
         rows = rows_of(programs, found, rate)
         agreed = agreement(programs, found, place)
-        shards = sorted((cache_directory() / folder.name).glob("1*/*"))
+        alone = Partition.of(config, [1]).key
+        shards = sorted((cache_directory() / folder.name / alone).glob("*.h5"))
         few = capped(model, gguf, shards, threads, args.cap or 0, place / "offload")
         few = [p for p in few if p.package in args.programs]
         capped_rows = rows_of(few, under_cap(args, few, config), None)

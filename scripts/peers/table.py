@@ -19,7 +19,9 @@ class Metric:
 
     def show(self, value: float) -> str:
         """Return a value in this metric's unit."""
-        return f"{value * self.scale:.{self.decimals}f}"
+        shown = value * self.scale
+        fewer = max(len(f"{shown:.0f}") - 1, 0) if self.decimals > 1 else 0
+        return f"{shown:.{max(self.decimals - fewer, 0)}f}"
 
 
 def metrics(prompts: Sequence[int]) -> list[Metric]:
