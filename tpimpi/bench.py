@@ -7,6 +7,7 @@ takes memory to measure (the memory's own rate) comes last.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 from dataclasses import asdict
@@ -122,8 +123,10 @@ def _result(args, group, source, threads, encoding, context, found) -> dict | No
         return None
     modes = {}
     for mode, measured in found.items():
-        disk = np.array(measured["disk"] or [[0.0] * group.size])  # [before and after, ranks]
-        rates = workload.RankRates(np.median(memory, 1), np.median(flops, 1), disk.mean(0), nodes)
+        disk = np.array(measured["disk"] or [[math.inf] * group.size])  # [repeats, ranks]
+        rates = workload.RankRates(
+            np.median(memory, 1), np.median(flops, 1), np.median(disk, 0), nodes
+        )
         figures = measured["figures"]
         streamed = [f.streamed_bytes_per_pass for f in figures]
         rows = []
@@ -141,11 +144,11 @@ def _result(args, group, source, threads, encoding, context, found) -> dict | No
             "peak_memory_bytes": measured["peaks"],
             "prompt_chunk": figures[0].prompt_chunk,
             "context": figures[0].context,
-            "disk_bytes_per_second": disk.sum(1).tolist() if measured["disk"] else None,
+            "disk_bytes_per_second": asdict(Spread.of(disk.sum(1))) if measured["disk"] else None,
             "times": rows,
             "one_token": [totals(step) for step in measured["intervals"]],
         }
-    disks = [rate for m in modes.values() for rate in m["disk_bytes_per_second"] or []]
+    disks = [sum(rates) for m in found.values() for rates in m["disk"]]
     return {
         "tpimpi": __version__,
         "model": json.loads(config.to_json()),

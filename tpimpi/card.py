@@ -40,8 +40,7 @@ def _limits(result: dict) -> list[str]:
         spread = found[key]
         if spread:
             low, middle, high = (spread[k] / scale for k in ("low", "median", "high"))
-            sign = " (of holes)" if result["sparse"] and key.startswith("disk") else ""
-            lines.append(f"  {what:24s}{middle:10.2f}      {low:.2f} .. {high:.2f} {unit}{sign}")
+            lines.append(f"  {what:24s}{middle:10.2f}      {low:.2f} .. {high:.2f} {unit}")
     if result["ranks"] > 1:
         for tokens, spread in found["allreduce_seconds"].items():
             low, middle, high = (spread[k] * 1e6 for k in ("low", "median", "high"))
@@ -57,8 +56,8 @@ def _memory(result: dict) -> list[str]:
         peak, plan, resident, streamed, ring = (max(m[f"{k}_bytes"]) / MIB for k in kinds)
         line = f"  {mode:28s}{peak:11.0f}{plan:9.0f}{resident:10.0f}{streamed:17.0f}{ring:6.0f}"
         if m["disk_bytes_per_second"]:
-            before, after = (rate / 1e9 for rate in m["disk_bytes_per_second"])
-            line += f"   disk {before:.2f}, after {after:.2f} GB/s"
+            low, high = (m["disk_bytes_per_second"][k] / 1e9 for k in ("low", "high"))
+            line += f"   disk {low:.2f} .. {high:.2f} GB/s"
         lines.append(line)
     return lines
 

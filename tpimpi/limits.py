@@ -110,6 +110,23 @@ def disk_rate(group: Group, shard: Shard, names: Sequence[str], seconds: float) 
     return read / took
 
 
+def lap_rate(group: Group, tape: Tape, names: Sequence[str], seconds: float) -> float:
+    """Return this rank's bytes/s of whole laps of a running tape, while all read (collective).
+
+    What is already in the ring when it begins does not count. The slowest rank's time counts for
+    all, as a step needs all.
+    """
+    group.comm.Barrier()
+    start, before, took = time.perf_counter(), tape.bytes_read, 0.0
+    while took < seconds:
+        with group.together():
+            for name in names:
+                for _ in tape.take(name):
+                    pass
+        took = max(group.comm.allgather(time.perf_counter() - start))
+    return (tape.bytes_read - before) / took
+
+
 def _laps(tape: Tape, names: Sequence[str]):
     while True:
         for name in names:

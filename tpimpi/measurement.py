@@ -1,4 +1,4 @@
-"""Time the steps and prompts of one mode, with the disk's own rate before and after."""
+"""Time the steps and prompts of one mode, with the disk's own rate between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import mmap
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from tpimpi.warmup import warm_up
 WINDOW = 4  # blocks, where --memory-window says nothing
 BUDGET_SHARE = 0.6  # of the weights, where --memory-budget says nothing
 STEPS = (1, 2, 4, 8)  # rows of one decode step
-DISK_SECONDS = 1.5  # of reading, before and after each mode that streams
+DISK_SECONDS = 0.5  # of reading at least, before, between and after the rounds of a mode
 EARLY, LATE = 0.15, 0.45  # of a mode's time: what takes more is done once; is left out
 
 
@@ -84,14 +84,11 @@ class Bench:
 
     def measure(self, mode: str) -> dict:
         """Measure one mode; the intervals of one token are on rank 0 alone, the rest everywhere."""
-        group, disk = self.group, []
-        streams = any(group.comm.allgather(self.plan(mode).streamed))
-        if streams:
-            disk.append(self._disk_rate(mode))
+        group = self.group
         self.say(f"{mode}: loading")
         request, shard = self.request(mode), self._shard()
         session = runtime.load(group, self.source, shard, request, self.work, self.threads)
-        seconds = {}
+        seconds, disk = {}, _Disk(group, session.tape, self._names(), self.sparse)
         with session:
             engine, model = session.engine, session.model
             occupy(model)
@@ -100,10 +97,10 @@ class Bench:
                 measurement = _Measurement(
                     engine, model.config.vocab_size, self.args, context, chunk, mode, self.say
                 )
-                seconds = measurement.run(self.prompts)
-                engine.stop()
+                seconds = measurement.run(self.prompts, lambda: disk.measure(engine))
+                disk.end(engine)
             else:
-                engine.serve()
+                disk.serve(engine)
             with Recorder(group, session.tape, model) as recorder:
                 if group.rank == 0:
                     for _ in range(2):
@@ -111,17 +108,18 @@ class Bench:
                 figures = session.finish()
             step = recorder.last()
         figures, seconds = group.comm.bcast((figures, seconds))
-        peaks = group.comm.allgather(memory.peak_bytes())
-        del session, engine, model  # the disk's rate takes a ring of its own
-        if streams:
-            disk.append(self._disk_rate(mode))
         return {
             "seconds": seconds,
             "figures": figures,
-            "disk": [group.comm.allgather(rate) for rate in disk],
+            "disk": [list(rates) for rates in zip(*group.comm.allgather(disk.rates), strict=True)],
             "intervals": group.comm.gather(step),
-            "peaks": peaks,
+            "peaks": group.comm.allgather(memory.peak_bytes()),
         }
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the weights are holes, which no disk reads."""
+        return getattr(self.source, "sparse", False)
 
     def _shard(self) -> Shard:
         return self.source.shard(self.args, self.group)[0]
@@ -137,12 +135,36 @@ class Bench:
         mine = self.source.partition.ranks[self.group.rank]
         return runtime.needs_of(self.source.config, mine, tape, self.work)
 
-    def _disk_rate(self, mode: str) -> float:
-        self.say(f"{mode}: disk rate")
-        shard, seconds = self._shard(), min(DISK_SECONDS, self.args.seconds)
-        rate = limits.disk_rate(self.group, shard, self._names(), seconds)
-        shard.close()
-        return rate
+
+class _Disk:
+    """Take the disk's rate again and again between steps: the same bytes, ring and readers."""
+
+    def __init__(self, group: Group, tape, names: Sequence[str], sparse: bool):
+        self._group, self._tape, self._names = group, tape, names
+        self._streams = not sparse and any(group.comm.allgather(tape.streamed_bytes))
+        self.rates: list[float] = []  # of this rank, bytes/s
+
+    def measure(self, engine) -> None:
+        """Measure now (rank 0, while the others are in `serve`)."""
+        if self._streams:
+            engine.stop()
+            self._group.comm.bcast(True)
+            self._lap()
+
+    def end(self, engine) -> None:
+        """Let the others leave `serve` (rank 0)."""
+        engine.stop()
+        self._group.comm.bcast(False)
+
+    def serve(self, engine) -> None:
+        """Compute and measure what rank 0 says (ranks other than 0)."""
+        engine.serve()
+        while self._group.comm.bcast(None):
+            self._lap()
+            engine.serve()
+
+    def _lap(self) -> None:
+        self.rates.append(limits.lap_rate(self._group, self._tape, self._names, DISK_SECONDS))
 
 
 def occupy(model) -> None:
@@ -168,16 +190,20 @@ class _Measurement:
         self._one = 0.0  # seconds of one token
         self._each = 0.0  # seconds of one more token in the same pass, as far as is known
 
-    def run(self, prompts: Sequence[int]) -> dict[tuple[str, int], list[float]]:
+    def run(
+        self, prompts: Sequence[int], between: Callable[[], None]
+    ) -> dict[tuple[str, int], list[float]]:
         """Return the seconds of all repeats by ("step", T) and ("prompt", tokens).
 
-        The repeats are rounds over everything, so that a change of the machine's speed meets all.
+        The repeats are rounds over everything, so that a change of the machine's speed meets all;
+        `between` is called before and after each round that begins within the time.
         """
         items = [("step", rows) for rows in STEPS] + [("prompt", tokens) for tokens in prompts]
         found: dict[tuple[str, int], list[float]] = {item: [] for item in items}
         items = [item for item in items if item[1] <= self._most(item[0])]
         self._time(*items[0])  # loads what stays resident, and fills the ring
         end = time.perf_counter() + self._seconds
+        between()
         late: dict[tuple[str, int], float] = {}  # what takes long is done once, at the end
         for number in range(1, self._repeats + 1):
             self._say(f"{self._mode}: round {number} of {self._repeats}")
@@ -192,9 +218,11 @@ class _Measurement:
                     taken += 1
             if not taken:
                 break
+            between()
         for item, expected in late.items():
             if not found[item] and expected < LATE * self._seconds:
                 self._measure(item, found)
+                between()
         for kind, tokens in (item for item in found if not found[item]):
             why = "take most of --seconds" if (kind, tokens) in items else "not fit in the memory"
             self._say(f"{self._mode}: {kind} of {tokens} left out, as it would {why}")

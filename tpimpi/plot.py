@@ -72,7 +72,7 @@ def _roofline(axes, result: dict) -> None:
         rates = result["modes"][mode]["disk_bytes_per_second"]
         if rates and rows[0][1]["streamed_bytes"]:
             share = rows[0][1]["streamed_bytes"] / rows[0][1]["memory_bytes"]
-            disk = sum(rates) / len(rates) / 1e9
+            disk = rates["median"] / 1e9
             text = f"disk {disk:.2f} GB/s" + (f", {share:.0%} streamed" if share < 0.95 else "")
             _ceiling(axes, disk / share, flops, first, last, colour, "--", text)
         for kind, filled in (("step", True), ("prompt", False)):
