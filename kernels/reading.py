@@ -10,10 +10,17 @@ from tpimpi.kernels.variants import variant
 
 @njit(nogil=True)
 def _part(data, first, last):
-    found = np.uint64(0)
-    for i in range(first, last):
-        found ^= data[i]
-    return found
+    """XOR of data[first:last], in four streams: one alone doesn't keep the memory busy."""
+    step = (last - first) // 4
+    a = b = c = d = np.uint64(0)
+    for i in range(first, first + step):
+        a ^= data[i]
+        b ^= data[i + step]
+        c ^= data[i + 2 * step]
+        d ^= data[i + 3 * step]
+    for i in range(first + 4 * step, last):
+        a ^= data[i]
+    return a ^ b ^ c ^ d
 
 
 def _serial(data, found):
