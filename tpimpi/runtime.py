@@ -63,6 +63,8 @@ def load(
     warm_up(group.node, {tensor.encoding for tensor in shard.tensors}, threads)
     group.warm_up()
     plan = plan_memory(group, needs_of(config, mine, stored, work), request, work)
+    # Spinning would take from readers what the disk's driver and they need of the cores.
+    group.patient = any(group.comm.allgather(plan.streamed > 0))
     tape = model = None
     with group.together():
         tape = Tape(shard, names, plan.resident_rows, plan.ring)
