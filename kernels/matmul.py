@@ -1,17 +1,38 @@
 """x [T, K] times raw weights [N, K]: FP32 arithmetic, weights widened in registers.
 
-The same bits for an output element whatever T, N, the tile or the number of threads.
+The same bits for an output element whatever T, N, the tile or the number of threads: a few tokens
+are multiplied where they lie, many in packed panels (Goto 2008, doi:10.1145/1356052.1356053), and
+both sum an element in the same 16 lanes over k, see `vector`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numba import njit, prange, types
 
+from tpimpi.kernels import panels
+from tpimpi.kernels.panels import (
+    BLOCK,
+    TILE,
+    multiply_panels,
+    pack_rows,
+    pack_tokens,
+    store_tile,
+)  # fmt: skip
+from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.variants import variant
-from tpimpi.kernels.vector import ROWS, TOKENS, dot_block
+from tpimpi.kernels.vector import HAS_AVX512, ROWS, TOKENS, dot_block
 
-_L2_BYTES = 768 << 10  # of inputs that stay beside the weights in a core's second cache
+FEW = 2 * TOKENS if HAS_AVX512 else 8  # tokens up to which weights pass straight from memory
+BATCH = 128  # tokens packed at once: a weight is widened once for all of them
+_SHARE = 30 // panels.ROWS * panels.ROWS  # rows whose sums, for a batch, stay in the second cache
+_PANEL_ROWS, _PANEL_TOKENS = panels.ROWS, panels.TOKENS
+_PANEL = panels.ROWS * BLOCK  # floats of a panel of weights
+_GROUPS = -(-BATCH // panels.TOKENS)
+_FIRST_SUM = _SHARE // panels.ROWS * _PANEL
+_THREAD = _FIRST_SUM + _SHARE // panels.ROWS * _GROUPS * TILE  # floats of one thread's scratch
 
 # numba sees an encoding as a dtype: int16 for f16, so that it isn't taken for bf16's uint16.
 _NUMBA_TYPES = {"f32": types.float32, "bf16": types.uint16, "f16": types.int16}
@@ -35,42 +56,119 @@ def _tokens(x, t, count, w, n, out):
 
 
 @njit(nogil=True)
-def _rows(x, w, out, first, last):
-    """Compute out[:, first:last]."""
-    tokens, columns = x.shape
-    if tokens == 0 or last <= first:
-        return
+def _few(x, w, out, first, last):
+    """Compute out[:, first:last] straight from x and w."""
+    tokens = x.shape[0]
     if tokens == 1 or last - first < ROWS:  # one token: a row is one stream from memory
         for n in range(first, last):
             for t in range(tokens):
                 dot_block(1, 1, x, t, w, n, out, t, n)
         return
-    most = max(TOKENS, _L2_BYTES // (4 * max(columns, 1)) // TOKENS * TOKENS)
-    for start in range(0, tokens, most):
-        stop = min(start + most, tokens)
-        blocks = (stop - start + TOKENS - 1) // TOKENS
-        for group in range(first, last, ROWS):
-            n = min(group, last - ROWS)  # the last group overlaps: the same bits once more
-            t = start
-            for block in range(blocks):
-                count = (stop - t) // (blocks - block)
-                _tokens(x, t, count, w, n, out)
-                t += count
+    blocks = (tokens + TOKENS - 1) // TOKENS
+    for group in range(first, last, ROWS):
+        n = min(group, last - ROWS)  # the last group overlaps: the same bits once more
+        t = 0
+        for block in range(blocks):
+            count = (tokens - t) // (blocks - block)
+            _tokens(x, t, count, w, n, out)
+            t += count
 
 
-def _serial(x, w, out):
-    _rows(x, w, out, 0, w.shape[0])
+@njit(nogil=True)
+def _pack(x, start, stop, packed, first, last):
+    """Pack the groups first .. last - 1 of the tokens start .. stop - 1."""
+    groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
+    for group in range(first, last):
+        for column in range(0, x.shape[1], BLOCK):
+            at = (column // BLOCK * groups + group) * _PANEL_TOKENS * BLOCK
+            pack_tokens(x, start + group * _PANEL_TOKENS, stop - 1, column, packed, at)
 
 
-def _parallel(x, w, out, threads):
+@njit(nogil=True)
+def _share(packed, w, out, start, stop, first, last, work):
+    """Compute out[start:stop, first:last] from packed tokens; `work` is this thread's scratch."""
+    columns = w.shape[1]
+    token_groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
+    row_groups = (last - first + _PANEL_ROWS - 1) // _PANEL_ROWS
+    work[_FIRST_SUM : _FIRST_SUM + row_groups * token_groups * TILE] = np.float32(0.0)
+    for column in range(0, columns, BLOCK):
+        steps = 0
+        for r in range(row_groups):
+            steps = pack_rows(w, first + r * _PANEL_ROWS, last - 1, column, work, r * _PANEL)
+        for t in range(token_groups):
+            inputs = (column // BLOCK * token_groups + t) * _PANEL_TOKENS * BLOCK
+            for r in range(row_groups):
+                sums = _FIRST_SUM + (t * row_groups + r) * TILE
+                multiply_panels(work, r * _PANEL, packed, inputs, steps, work, sums)
+    for r in range(row_groups):
+        for t in range(token_groups):
+            sums = _FIRST_SUM + (t * row_groups + r) * TILE
+            token, row = start + t * _PANEL_TOKENS, first + r * _PANEL_ROWS
+            store_tile(work, sums, out, token, stop - 1, row, last - 1)
+
+
+@njit(nogil=True)
+def _many(packed, w, out, start, stop, first, last, work):
+    """Compute out[start:stop, first:last], a share of rows at a time."""
+    for row in range(first, last, _SHARE):
+        _share(packed, w, out, start, stop, row, min(row + _SHARE, last), work)
+
+
+def _few_serial(x, w, out):
+    _few(x, w, out, 0, w.shape[0])
+
+
+def _few_parallel(x, w, out, threads):
     groups = (w.shape[0] + ROWS - 1) // ROWS
     for part in prange(threads):
         first = groups * part // threads * ROWS
         last = min(groups * (part + 1) // threads * ROWS, w.shape[0])
-        _rows(x, w, out, first, last)
+        _few(x, w, out, first, last)
+
+
+def _many_serial(x, w, out, work):
+    tokens, packed = x.shape[0], work[_THREAD:]
+    for start in range(0, tokens, BATCH):
+        stop = min(start + BATCH, tokens)
+        _pack(x, start, stop, packed, 0, (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS)
+        _many(packed, w, out, start, stop, 0, w.shape[0], work)
+
+
+def _many_parallel(x, w, out, work, threads):
+    tokens, packed = x.shape[0], work[threads * _THREAD :]
+    groups = (w.shape[0] + _PANEL_ROWS - 1) // _PANEL_ROWS
+    for start in range(0, tokens, BATCH):
+        stop = min(start + BATCH, tokens)
+        token_groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
+        for part in prange(threads):
+            first, last = token_groups * part // threads, token_groups * (part + 1) // threads
+            _pack(x, start, stop, packed, first, last)
+        for part in prange(threads):
+            first = groups * part // threads * _PANEL_ROWS
+            last = min(groups * (part + 1) // threads * _PANEL_ROWS, w.shape[0])
+            _many(packed, w, out, start, stop, first, last, work[part * _THREAD :])
 
 
 _FLOATS, _STRIDED = types.Array(types.float32, 2, "C"), types.Array(types.float32, 2, "A")
+_WORK = types.Array(types.float32, 1, "C")
+_kernels: dict[tuple[bool, bool, str], Callable] = {}
+
+
+def scratch_floats(tokens: int, columns: int, threads: int) -> int:
+    """Return how many floats of scratch a product of T tokens over K columns works in."""
+    if tokens <= FEW:
+        return 0
+    groups = min(-(-tokens // panels.TOKENS), _GROUPS)
+    return threads * _THREAD + groups * panels.TOKENS * -(-columns // BLOCK) * BLOCK
+
+
+def _kernel(many: bool, parallel: bool, encoding: str) -> Callable:
+    weights = types.Array(_NUMBA_TYPES[encoding], 2, "C")
+    arguments = (_FLOATS, weights, _STRIDED, *[_WORK] * many, *[types.intp] * parallel)
+    body = ((_few_serial, _few_parallel), (_many_serial, _many_parallel))[many][parallel]
+    kernel = variant(body, f"matmul_{encoding}", arguments, parallel=parallel)
+    _kernels[many, parallel, encoding] = kernel
+    return kernel
 
 
 def matmul(x: np.ndarray, w: np.ndarray, out: np.ndarray, threads: int, encoding: str) -> None:
@@ -78,12 +176,10 @@ def matmul(x: np.ndarray, w: np.ndarray, out: np.ndarray, threads: int, encoding
 
     Each element is summed in 16 lanes over k, see `vector`.
     """
-    weights = types.Array(_NUMBA_TYPES[encoding], 2, "C")
+    tokens, columns = x.shape
+    many, parallel = tokens > FEW, threads > 1
+    kernel = _kernels.get((many, parallel, encoding)) or _kernel(many, parallel, encoding)
     if encoding == "f16":
         w = w.view(np.int16)
-    arguments = (_FLOATS, weights, _STRIDED)
-    if threads > 1:
-        name = f"matmul_{encoding}"
-        variant(_parallel, name, (*arguments, types.intp), parallel=True)(x, w, out, threads)
-    else:
-        variant(_serial, f"matmul_{encoding}", arguments)(x, w, out)
+    work = (scratch(scratch_floats(tokens, columns, threads)),) if many else ()
+    kernel(x, w, out, *work, *((threads,) if parallel else ()))

@@ -17,9 +17,10 @@ LANES = 16
 F32, _I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 _TRIPLE, _CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
-HAS_AVX512 = "+avx512f" in _FEATURES
+HAS_AVX, HAS_AVX512 = "+avx" in _FEATURES, "+avx512f" in _FEATURES
+IS_ARM = _TRIPLE.startswith(("aarch64", "arm64"))
 # Without these LLVM calls a library function for half -> float that is not there.
-HAS_HALF = "+f16c" in _FEATURES or _TRIPLE.startswith(("aarch64", "arm64"))
+HAS_HALF = "+f16c" in _FEATURES or IS_ARM
 ROWS, TOKENS = (4, 6) if HAS_AVX512 else (2, 3)  # accumulators that the registers hold
 
 
