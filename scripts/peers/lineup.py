@@ -19,7 +19,7 @@ PACKAGES = ("llama.cpp", "transformers", "accelerate")
 # page tables and the pages of libraries and of the shard's index that pass through the page cache.
 BUDGET_SHARE = 0.93
 # Accelerate keeps this share resident; the rest is for Python, PyTorch and a layer in float32.
-OFFLOAD_SHARE = 0.4
+OFFLOAD_SHARE = 0.33
 
 
 @dataclass
