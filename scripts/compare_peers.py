@@ -20,6 +20,7 @@ from pathlib import Path
 
 from humanfriendly import InvalidSize, parse_size
 from make_checkpoint import positive
+
 from peers.cap import Cap, CapUnavailable, forget_cached
 from peers.child import run, turn
 from peers.lineup import (
@@ -34,7 +35,6 @@ from peers.machine import describe
 from peers.prepare import convert, make_gguf, make_model, missing, say
 from peers.results import agreement, rows_of, say_agreement
 from peers.table import Metric, metrics, render
-
 from tpimpi.checkpoint import Checkpoint
 from tpimpi.config import ModelConfig
 from tpimpi.encoding import ENCODINGS
