@@ -23,7 +23,7 @@ from tpimpi.kernels.panels import (
 )  # fmt: skip
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.variants import variant
-from tpimpi.kernels.vector import HAS_AVX512, ROWS, TOKENS, dot_block
+from tpimpi.kernels.vector import HAS_AVX512, ROWS, STREAMS, TOKENS, dot_block
 
 FEW = 2 * TOKENS if HAS_AVX512 else 8  # tokens up to which weights pass straight from memory
 BATCH = 128  # tokens packed at once: a weight is widened once for all of them
@@ -59,8 +59,13 @@ def _tokens(x, t, count, w, n, out):
 def _few(x, w, out, first, last):
     """Compute out[:, first:last] straight from x and w."""
     tokens = x.shape[0]
-    if tokens == 1 or last - first < ROWS:  # one token: a row is one stream from memory
-        for n in range(first, last):
+    if tokens == 1 or last - first < ROWS:
+        whole = first
+        if STREAMS > 1 and tokens == 1:
+            whole = last - (last - first) % STREAMS
+            for n in range(first, whole, STREAMS):
+                dot_block(STREAMS, 1, x, 0, w, n, out, 0, n)
+        for n in range(whole, last):
             for t in range(tokens):
                 dot_block(1, 1, x, t, w, n, out, t, n)
         return

@@ -26,6 +26,8 @@ from tpimpi.kernels.vector import (
     WIDEN,
     emit_loop,
     fma,
+    four_lanes,
+    transposed_sums,
 )  # fmt: skip
 
 WIDTH = 16 if HAS_AVX512 else 8 if HAS_AVX else 4  # lanes of one register
@@ -235,9 +237,9 @@ def store_tile(typing_context, sums, at, out, token, last_token, row, last_row):
             for i in range(ROWS):
                 addresses.append(builder.add(base, builder.add(offset, rows[i])))
                 parts = [tile.load(_int(0), _place(i, j, part)) for part in range(_PARTS)]
-                elements.append(_four_lanes(builder, parts))
+                elements.append(four_lanes(builder, parts))
         for i in range(0, len(elements), 4):
-            totals = _transposed_sums(builder, elements[i : i + 4])
+            totals = transposed_sums(builder, elements[i : i + 4])
             for lane, address in enumerate(addresses[i : i + 4]):
                 total = builder.extract_element(totals, ir.Constant(I32, lane))
                 builder.store(total, builder.inttoptr(address, ir.PointerType())).align = 4
@@ -245,33 +247,3 @@ def store_tile(typing_context, sums, at, out, token, last_token, row, last_row):
 
     index = types.intp
     return types.void(sums, index, out, index, index, index, index), codegen
-
-
-def _shuffle(builder, a, b, lanes):
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
-
-
-def _four_lanes(builder, parts):
-    """Emit the first steps of the tree: halves are added until a vector of 4 lanes is left."""
-    while len(parts) > 1:
-        half = len(parts) // 2
-        pairs = zip(parts[:half], parts[half:], strict=True)
-        parts = [builder.fadd(low, high) for low, high in pairs]
-    vector = parts[0]
-    while vector.type.count > 4:
-        half = vector.type.count // 2
-        low = _shuffle(builder, vector, vector, list(range(half)))
-        vector = builder.fadd(low, _shuffle(builder, vector, vector, list(range(half, 2 * half))))
-    return vector
-
-
-def _transposed_sums(builder, vectors):
-    """Emit the tree's last two steps for four vectors at once; return their sums in a vector."""
-
-    def halves_added(a, b):
-        low = _shuffle(builder, a, b, [0, 1, 4, 5])
-        return builder.fadd(low, _shuffle(builder, a, b, [2, 3, 6, 7]))
-
-    a, b = halves_added(*vectors[:2]), halves_added(*vectors[2:])
-    even = _shuffle(builder, a, b, [0, 2, 4, 6])
-    return builder.fadd(even, _shuffle(builder, a, b, [1, 3, 5, 7]))
