@@ -16,7 +16,7 @@ from tpimpi.kernels import panels
 from tpimpi.kernels.panels import (
     BLOCK,
     TILE,
-    multiply_panels,
+    add_tile,
     pack_rows,
     pack_tokens,
     store_tile,
@@ -25,7 +25,7 @@ from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.variants import variant
 from tpimpi.kernels.vector import HAS_AVX512, ROWS, STREAMS, TOKENS, dot_block
 
-FEW = 2 * TOKENS if HAS_AVX512 else 8  # tokens up to which weights pass straight from memory
+FEW = 2 * TOKENS if HAS_AVX512 else 6  # tokens up to which weights pass straight from memory
 BATCH = 128  # tokens packed at once: a weight is widened once for all of them
 _SHARE = 30 // panels.ROWS * panels.ROWS  # rows whose sums, for a batch, stay in the second cache
 _PANEL_ROWS, _PANEL_TOKENS = panels.ROWS, panels.TOKENS
@@ -100,11 +100,20 @@ def _share(packed, w, out, start, stop, first, last, work):
         steps = 0
         for r in range(row_groups):
             steps = pack_rows(w, first + r * _PANEL_ROWS, last - 1, column, work, r * _PANEL)
+        row, then = first, column + BLOCK  # the weights to be fetched meanwhile
+        if then >= columns:
+            row, then = last, 0
         for t in range(token_groups):
             inputs = (column // BLOCK * token_groups + t) * _PANEL_TOKENS * BLOCK
             for r in range(row_groups):
-                sums = _FIRST_SUM + (t * row_groups + r) * TILE
-                multiply_panels(work, r * _PANEL, packed, inputs, steps, work, sums)
+                tile = t * row_groups + r
+                panel, sums, group = r * _PANEL, _FIRST_SUM + tile * TILE, row + r * _PANEL_ROWS
+                if token_groups < _PANEL_ROWS:  # each tile fetches a panel, else a row, or nothing
+                    add_tile(_PANEL_ROWS, work, panel, sums, packed, inputs, steps, w, group, then)
+                elif tile < row_groups * _PANEL_ROWS:
+                    add_tile(1, work, panel, sums, packed, inputs, steps, w, row + tile, then)
+                else:
+                    add_tile(0, work, panel, sums, packed, inputs, steps, w, row, then)
     for r in range(row_groups):
         for t in range(token_groups):
             sums = _FIRST_SUM + (t * row_groups + r) * TILE

@@ -25,6 +25,7 @@ from tpimpi.kernels.vector import (
     LANES,
     WIDEN,
     emit_loop,
+    emit_prefetch,
     fma,
     four_lanes,
     transposed_sums,
@@ -63,28 +64,55 @@ class _Memory:
         value.align = self._size
         return value
 
+    def prefetch(self, offset, count: int):
+        for line in range(0, count, 64 // self._size):
+            emit_prefetch(self._builder, self._at(offset, line), 2)
+
     def store(self, value, offset, constant: int):
         self._builder.store(value, self._at(offset, constant)).align = self._size
 
 
-@intrinsic
-def multiply_panels(typing_context, weights, w_at, inputs, x_at, steps, sums, at):
+def _rows_of(context, builder, kind, value, first, count, column, last=None):
+    """Return rows of a C-contiguous 2-d array from `column` on; those beyond `last` repeat it."""
+    columns = cgutils.unpack_tuple(builder, context.make_array(kind)(context, builder, value).shape)
+    memories = []
+    for i in range(count):
+        row = builder.add(first, _int(i))
+        if last is not None:
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+        at = builder.add(builder.mul(row, columns[1]), column)
+        memories.append(_Memory(context, builder, kind, value, at))
+    return memories
+
+
+@intrinsic(prefer_literal=True)
+def add_tile(typing_context, streams, work, w_at, at, inputs, x_at, steps, raw, row, column):
     """Add a panel of ROWS rows times one of TOKENS tokens, 16 * steps columns, to a tile of sums.
 
-    All are float32 arrays [n] with the index where the panel or tile begins.
+    The panels begin at work[w_at] and inputs[x_at], the tile at work[at]; all float32. Meanwhile a
+    block of raw[row : row + streams, column :] is fetched for a later panel; streams is a literal.
     """
+    if not isinstance(streams, types.IntegerLiteral):
+        return None
 
     def codegen(context, builder, sig, args):
-        w, w_offset, x, x_offset, steps_value, s, s_offset = args
-        left = _Memory(context, builder, sig.args[0], w, w_offset)
-        right = _Memory(context, builder, sig.args[2], x, x_offset)
-        tile = _Memory(context, builder, sig.args[5], s, s_offset)
+        _, array, w_offset, offset, x, x_offset, steps_value, ahead, first, start = args
+        left = _Memory(context, builder, sig.args[1], array, w_offset)
+        tile = _Memory(context, builder, sig.args[1], array, offset)
+        right = _Memory(context, builder, sig.args[4], x, x_offset)
+        count = streams.literal_value
+        coming = _rows_of(context, builder, sig.args[7], ahead, first, count, start)
         zero, unrolled = _int(0), builder.and_(steps_value, _int(-_UNROLL))
 
         def steps_of(part, count):
             before = builder.mul(steps_value, _int(part))
 
             def emit(first, accumulators):
+                if count == _UNROLL:  # the loops of all parts together fetch a block
+                    passed = builder.mul(first, _int(LANES // _PARTS))
+                    passed = builder.add(passed, _int(part * BLOCK // _PARTS))
+                    for memory in coming:
+                        memory.prefetch(passed, LANES * _UNROLL // _PARTS)
                 first = builder.add(before, first)
                 w_k = builder.mul(first, _int(ROWS * WIDTH))
                 x_k = builder.mul(first, _int(TOKENS * WIDTH))
@@ -111,8 +139,8 @@ def multiply_panels(typing_context, weights, w_at, inputs, x_at, steps, sums, at
                     tile.store(value, zero, place)
         return context.get_dummy_value()
 
-    index = types.intp
-    return types.void(weights, index, inputs, index, index, sums, index), codegen
+    i = types.intp
+    return types.void(streams, work, i, i, inputs, i, i, raw, i, i), codegen
 
 
 def _place(row: int, token: int, part: int) -> int:
@@ -129,15 +157,9 @@ def _pack_whole(typing_context, count, source, first, last, column, whole, panel
 
     def codegen(context, builder, sig, args):
         _, array, first_row, last_row, start, whole_steps, out, out_at, panel_steps = args
-        columns = cgutils.unpack_tuple(
-            builder, context.make_array(sig.args[1])(context, builder, array).shape, 2
-        )[1]
-        sources = []
-        for r in rows:
-            row = builder.add(first_row, _int(r))
-            row = builder.select(builder.icmp_signed("<", row, last_row), row, last_row)
-            begin = builder.add(builder.mul(row, columns), start)
-            sources.append(_Memory(context, builder, sig.args[1], array, begin))
+        sources = _rows_of(
+            context, builder, sig.args[1], array, first_row, len(rows), start, last_row
+        )
         target = _Memory(context, builder, sig.args[6], out, out_at)
 
         def step(k, _):

@@ -144,6 +144,16 @@ def _sums_of_lanes(builder, vectors):
     return [builder.extract_element(totals, ir.Constant(I32, lane)) for lane in range(4)]
 
 
+def emit_prefetch(builder, pointer, locality: int):
+    """Ask for a cache line: locality 3 means the first cache, 2 the second."""
+    kinds = [ir.PointerType(), I32, I32, I32]
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
+    )
+    hints = [ir.Constant(I32, hint) for hint in (0, locality, 1)]  # read, keep, data
+    builder.call(function, [pointer, *hints])
+
+
 class _Rows:
     """The address of rows of a 2-d array, for loads at a column."""
 
@@ -172,12 +182,7 @@ class _Rows:
         The hardware's own prefetchers stop at the end of a page, and a row is often a page.
         """
         builder = self._builder
-        kinds = [ir.PointerType(), I32, I32, I32]
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
-        )
         ahead = builder.mul(self._stride, ir.Constant(I64, len(self._rows)))
-        hints = [ir.Constant(I32, hint) for hint in (0, 3, 1)]  # read, keep, data
         for row in self._rows:
             at = builder.add(row, builder.mul(column, ir.Constant(I64, self._size)))
             at = builder.add(at, ahead)
@@ -185,7 +190,7 @@ class _Rows:
                 pointer = builder.inttoptr(
                     builder.add(at, ir.Constant(I64, line)), ir.PointerType()
                 )
-                builder.call(function, [pointer, *hints])
+                emit_prefetch(builder, pointer, 3)
 
 
 def _emit_products(builder, accumulators, weights, inputs, widen, column, lanes, lane=None):
