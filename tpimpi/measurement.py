@@ -133,7 +133,7 @@ class Bench:
         tape = {name: shard[name] for name in self._names()}
         shard.close()
         mine = self.source.partition.ranks[self.group.rank]
-        return runtime.needs_of(self.source.config, mine, tape, self.work)
+        return runtime.needs_of(self.source.config, mine, tape, self.work, self.threads)
 
 
 class _Disk:

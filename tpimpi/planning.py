@@ -48,7 +48,7 @@ def plan(args, group: Group, threads: int) -> None:
     warm_up(group.node, encodings, threads)
     group.warm_up()
     request = memory_request(args)
-    plans, everyone = _plans(group, config, partition, tapes, request, work)
+    plans, everyone = _plans(group, config, partition, tapes, request, work, threads)
     rates = group.comm.gather(_rates(group, folder, threads))  # last: it takes memory of its own
     repeats = limits.allreduce_seconds(group, 1, config.hidden_size, 5)
     if group.rank != 0:
@@ -65,7 +65,9 @@ def plan(args, group: Group, threads: int) -> None:
     print(json.dumps(found) if args.output == "json" else _table(found))
 
 
-def _plans(group: Group, config, partition, tapes, request: MemoryRequest, work: Work):
+def _plans(
+    group: Group, config, partition, tapes, request: MemoryRequest, work: Work, threads: int
+):
     """Return the plans and requests of all ranks: those that run, or as if each ran here alone.
 
     Collective.
@@ -77,7 +79,7 @@ def _plans(group: Group, config, partition, tapes, request: MemoryRequest, work:
                 continue
             host = group.host if group.size > 1 else f"device {cut.rank}"
             budget = request.budgets.of(cut.rank, len(tapes), host)
-            needs = runtime.needs_of(config, cut, tape, work)
+            needs = runtime.needs_of(config, cut, tape, work, threads)
             mine.append(RankRequest(cut.rank, host, budget, needs, memory.free_memory()))
     everyone = [r for some in group.comm.allgather(mine) for r in some]
     with group.together():

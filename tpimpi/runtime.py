@@ -8,6 +8,7 @@ from tpimpi.buffers import buffer_bytes
 from tpimpi.comm import Group
 from tpimpi.config import ModelConfig
 from tpimpi.engine import Engine
+from tpimpi.kernels.matmul import scratch_floats
 from tpimpi.kvcache import PAGE_TOKENS, KVCache, page_bytes
 from tpimpi.model import Model
 from tpimpi.partition import RankCut, pieces
@@ -62,7 +63,7 @@ def load(
     stored = {name: shard[name] for name in names}
     warm_up(group.node, {tensor.encoding for tensor in shard.tensors}, threads)
     group.warm_up()
-    plan = plan_memory(group, needs_of(config, mine, stored, work), request, work)
+    plan = plan_memory(group, needs_of(config, mine, stored, work, threads), request, work)
     # Spinning would take from readers what the disk's driver and they need of the cores.
     group.patient = any(group.comm.allgather(plan.streamed > 0))
     tape = model = None
@@ -78,7 +79,9 @@ def load(
     return Session(group, model, tape, shard, plan, threads)
 
 
-def needs_of(config: ModelConfig, mine: RankCut, tape: dict[str, Stored], work: Work) -> Needs:
+def needs_of(
+    config: ModelConfig, mine: RankCut, tape: dict[str, Stored], work: Work, threads: int
+) -> Needs:
     """Return what a rank like this process needs; `tape` are its tensors in the order of use."""
     blocks: dict[int, int] = {}
     for piece in pieces(config, mine):
@@ -86,6 +89,8 @@ def needs_of(config: ModelConfig, mine: RankCut, tape: dict[str, Stored], work: 
             blocks[piece.block] = blocks.get(piece.block, 0) + tape[piece.name].nbytes
     norms = 4 * config.hidden_size * (2 * config.num_layers + 1)
     sampling = SAMPLING_BYTES * config.vocab_size if mine.rank == 0 else 0
+    columns = max((tensor.shape[1] for tensor in tape.values()), default=0)
+    scratch = 4 * scratch_floats(work.prompt, columns, threads)
     rows = max(work.logits, 1)
     one = buffer_bytes(config, mine, 1, 1)
     per_logits = buffer_bytes(config, mine, 1, 2) - one
@@ -93,7 +98,7 @@ def needs_of(config: ModelConfig, mine: RankCut, tape: dict[str, Stored], work: 
     per_token = buffer_bytes(config, mine, 2, 1) - one + (per_logits if rows > 1 else 0)
     return Needs(
         process=memory.resident_bytes(), peak=memory.peak_bytes(),
-        fixed=norms + sampling + per_logits, per_token=per_token,
+        fixed=norms + sampling + per_logits + scratch, per_token=per_token,
         kv_page=page_bytes(config.num_layers, len(mine.kv_heads), config.head_dim),
         page_tokens=PAGE_TOKENS, tensors=tuple(tape.values()),
         blocks=tuple(blocks[b] for b in sorted(blocks)),
