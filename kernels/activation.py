@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit, prange, types
 
 from tpimpi.kernels.tiles import fma32, power_of_two
-from tpimpi.kernels.variants import variant
+from tpimpi.kernels.variants import Kernel
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)  # few bits, so that n * _LN2_HIGH is exact
@@ -56,13 +56,13 @@ def _parallel(gate, up, out, threads):
 
 
 _ROWS = types.Array(types.float32, 2, "C")
+_KERNEL = Kernel("silu_gate", _serial, _parallel, _ROWS, _ROWS, _ROWS)
 _MANY = 8  # tokens from which a second thread pays
 
 
 def silu_gate(gate: np.ndarray, up: np.ndarray, out: np.ndarray, threads: int) -> None:
     """Write gate / (1 + e^-gate) * up into out, all float32 [T, F]; out may be gate."""
     if threads > 1 and gate.shape[0] >= _MANY:
-        kernel = variant(_parallel, "silu_gate", (_ROWS, _ROWS, _ROWS, types.intp), parallel=True)
-        kernel(gate, up, out, threads)
+        _KERNEL.parallel(gate, up, out, threads)
     else:
-        variant(_serial, "silu_gate", (_ROWS, _ROWS, _ROWS))(gate, up, out)
+        _KERNEL.serial(gate, up, out)

@@ -10,7 +10,7 @@ from numba import njit, prange, types
 
 from tpimpi.kernels.activation import exp32
 from tpimpi.kernels.tiles import PAGE, add_values, fma32, score_rows
-from tpimpi.kernels.variants import variant
+from tpimpi.kernels.variants import MANY, Kernel
 
 _MASKED = np.float32(-np.inf)
 _ROWS = 32  # pairs of token and head that walk the pages together
@@ -152,6 +152,9 @@ def _parallel(q, keys, values, table, positions, slots, out, kv_index, scale, th
 
 _F3, _F4 = types.Array(types.float32, 3, "C"), types.Array(types.float32, 4, "C")
 _I1, _I2 = types.Array(types.int32, 1, "C"), types.Array(types.int32, 2, "C")
+_KERNEL = Kernel(
+    "attention", _serial, _parallel, _F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32
+)
 
 
 def attention(q, keys, values, table, positions, slots, out, kv_index, scale, threads) -> None:
@@ -161,22 +164,43 @@ def attention(q, keys, values, table, positions, slots, out, kv_index, scale, th
     multiple of 16; table int32 [slots, pages of a slot]; positions, slots int32 [T]; kv_index int32
     [H]. Token t sees positions 0 .. positions[t] of its slot.
     """
-    arguments = (_F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32)
     if threads > 1:
-        kernel = variant(_parallel, "attention", (*arguments, types.intp), parallel=True)
-        kernel(q, keys, values, table, positions, slots, out, kv_index, scale, threads)
+        _KERNEL.parallel(
+            q, keys, values, table, positions, slots, out, kv_index, scale, threads
+        )  # fmt: skip
     else:
-        kernel = variant(_serial, "attention", arguments)
-        kernel(q, keys, values, table, positions, slots, out, kv_index, scale)
+        _KERNEL.serial(q, keys, values, table, positions, slots, out, kv_index, scale)
 
 
-@njit(types.void(_F3, _F3, _F4, _F4, _I2, _I1, _I1), nogil=True, cache=True)
-def append_kv(k, v, keys, values, table, positions, slots):
-    """Write k, v [T, K, Hd] to their places in the pages (shapes as for `attention`)."""
-    tokens, heads, head_dim = k.shape
-    for t in range(tokens):
+@njit(nogil=True)
+def _append_some(k, v, keys, values, table, positions, slots, first, last):
+    """Write the tokens first .. last - 1."""
+    _, heads, head_dim = k.shape
+    for t in range(first, last):
         page, at = table[slots[t], positions[t] // PAGE], positions[t] % PAGE
         for h in range(heads):
             for d in range(head_dim):
                 keys[page, h, d, at] = k[t, h, d]
                 values[page, h, at, d] = v[t, h, d]
+
+
+def _append_serial(k, v, keys, values, table, positions, slots):
+    _append_some(k, v, keys, values, table, positions, slots, 0, k.shape[0])
+
+
+def _append_parallel(k, v, keys, values, table, positions, slots, threads):
+    tokens = k.shape[0]
+    for part in prange(threads):
+        first, last = tokens * part // threads, tokens * (part + 1) // threads
+        _append_some(k, v, keys, values, table, positions, slots, first, last)
+
+
+_APPEND = Kernel("append_kv", _append_serial, _append_parallel, _F3, _F3, _F4, _F4, _I2, _I1, _I1)
+
+
+def append_kv(k, v, keys, values, table, positions, slots, threads) -> None:
+    """Write k, v [T, K, Hd] to their places in the pages (shapes as for `attention`)."""
+    if threads > 1 and len(k) >= MANY:
+        _APPEND.parallel(k, v, keys, values, table, positions, slots, threads)
+    else:
+        _APPEND.serial(k, v, keys, values, table, positions, slots)

@@ -17,12 +17,12 @@ def matmul(x, w, out, threads, encoding):
     out[...] = x @ widen(w, encoding).T
 
 
-def rmsnorm(x, weight, eps, out):
+def rmsnorm(x, weight, eps, out, threads):
     """Write x / sqrt(mean(x^2) + eps) * weight into out [T, D]."""
     out[...] = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + np.float32(eps)) * weight
 
 
-def rope(x, cos, sin):
+def rope(x, cos, sin, threads):
     """Turn the pairs (d, d + Hd/2) of every head of x [T, H, Hd] in place."""
     half = x.shape[2] // 2
     a, b = x[..., :half].copy(), x[..., half:].copy()
@@ -36,7 +36,7 @@ def silu_gate(gate, up, out, threads):
         out[...] = gate / (1 + np.exp(-gate)) * up
 
 
-def append_kv(k, v, keys, values, table, positions, slots):
+def append_kv(k, v, keys, values, table, positions, slots, threads):
     """Write k, v [T, K, Hd] to their places in the pages."""
     size, head_dim = keys.shape[3], k.shape[2]
     for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import njit, prange, types
 
-_TABLE = types.Array(types.float32, 2, "C")
+from tpimpi.kernels.variants import MANY, Kernel
 
 
 def rope_tables(
@@ -17,14 +17,35 @@ def rope_tables(
     np.cos(cos, out=cos)
 
 
-@njit(types.void(types.Array(types.float32, 3, "C"), _TABLE, _TABLE), nogil=True, cache=True)
-def rope(x, cos, sin):
-    """Turn the pairs (d, d + Hd/2) of every head of x [T, H, Hd] in place; cos, sin [T, Hd/2]."""
-    tokens, heads, head_dim = x.shape
-    half = head_dim // 2
-    for t in range(tokens):
+@njit(nogil=True)
+def _some(x, cos, sin, first, last):
+    """Turn the tokens first .. last - 1."""
+    heads, half = x.shape[1], x.shape[2] // 2
+    for t in range(first, last):
         for h in range(heads):
             for d in range(half):
                 a, b = x[t, h, d], x[t, h, d + half]
                 x[t, h, d] = a * cos[t, d] - b * sin[t, d]
                 x[t, h, d + half] = b * cos[t, d] + a * sin[t, d]
+
+
+def _serial(x, cos, sin):
+    _some(x, cos, sin, 0, x.shape[0])
+
+
+def _parallel(x, cos, sin, threads):
+    tokens = x.shape[0]
+    for part in prange(threads):
+        _some(x, cos, sin, tokens * part // threads, tokens * (part + 1) // threads)
+
+
+_HEADS, _TABLE = types.Array(types.float32, 3, "C"), types.Array(types.float32, 2, "C")
+_KERNEL = Kernel("rope", _serial, _parallel, _HEADS, _TABLE, _TABLE)
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, threads: int) -> None:
+    """Turn the pairs (d, d + Hd/2) of every head of x [T, H, Hd] in place; cos, sin [T, Hd/2]."""
+    if threads > 1 and len(x) >= MANY:
+        _KERNEL.parallel(x, cos, sin, threads)
+    else:
+        _KERNEL.serial(x, cos, sin)

@@ -1,15 +1,19 @@
 """Compile one body as several functions, each with one signature.
 
 numba's cache mixes the signatures of one function up when processes race for it, so every variant
-gets a name, and so a cache file, of its own. It is compiled when it is first asked for.
+gets a name, and so a cache file, of its own. It is compiled when it is first asked for, never on
+import: the compiler's memory is for a process that then ends, see `tpimpi.warmup`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from types import FunctionType
 
 from numba import njit, types
+
+MANY = 32  # tokens from which a second thread pays for work of about a microsecond a token
 
 _compiled: dict[tuple, Callable] = {}
 
@@ -25,3 +29,22 @@ def variant(body: Callable, name: str, arguments: tuple, parallel: bool = False)
         compiler = njit(types.void(*arguments), nogil=True, cache=True, parallel=parallel)
         kernel = _compiled[key] = compiler(function)
     return kernel
+
+
+class Kernel:
+    """The serial and the parallel variant of a kernel; the parallel one also takes `threads`.
+
+    After the first use each is a plain attribute: a call of a small problem is mostly Python.
+    """
+
+    def __init__(self, name: str, serial: Callable, parallel: Callable, *arguments: types.Type):
+        self._name, self._arguments, self._bodies = name, arguments, (serial, parallel)
+
+    @cached_property
+    def serial(self) -> Callable:
+        return variant(self._bodies[0], self._name, self._arguments)
+
+    @cached_property
+    def parallel(self) -> Callable:
+        arguments = (*self._arguments, types.intp)
+        return variant(self._bodies[1], self._name, arguments, parallel=True)

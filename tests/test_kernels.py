@@ -1,10 +1,14 @@
 """Kernels against their NumPy twins, and the same bits in whatever company."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numba import njit, types
 
-from tpimpi.kernels import activation, attention, matmul, norm, panels, reference, rope
+from tpimpi.kernels import activation, attention, matmul, norm, panels, reference, rope, variants
 from tpimpi.kernels.vector import f16_by_integers
 
 RANDOM = np.random.default_rng(5)
@@ -109,28 +113,41 @@ def test_bf16_specials():
     assert out[0, 2] == np.array([0x00010000], np.uint32).view(np.float32)[0]
 
 
+def test_importing_compiles_nothing(tmp_path):
+    """Only the child that warms the cache up may compile: the compiler's memory stays in a peak."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", "import tpimpi.model"], env=environment, check=True)
+    assert not list(tmp_path.rglob("*.nb[ic]"))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dim", [1, 15, 48, 257])
-def test_rmsnorm(dim):
-    x, weight = normal(5, dim), normal(dim)
+def test_rmsnorm(dim, threads):
+    x, weight = normal(variants.MANY + 5, dim), normal(dim)
     out, twin, alone = np.empty_like(x), np.empty_like(x), np.empty((1, dim), np.float32)
-    norm.rmsnorm(x, weight, 1e-5, out)
-    reference.rmsnorm(x, weight, 1e-5, twin)
+    norm.rmsnorm(x, weight, 1e-5, out, threads)
+    reference.rmsnorm(x, weight, 1e-5, twin, threads)
     np.testing.assert_allclose(out, twin, rtol=2e-6, atol=1e-7)
-    norm.rmsnorm(x[3:4].copy(), weight, 1e-5, alone)
-    assert (alone[0] == out[3]).all()
+    for t in (0, 3, variants.MANY + 4):
+        norm.rmsnorm(x[t : t + 1].copy(), weight, 1e-5, alone, 1)
+        assert (bits(alone[0]) == bits(out[t])).all()
 
 
-def test_rope():
-    x, positions = normal(6, 5, 12), np.array([0, 3, 7, 500, 8191, 2], np.int32)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rope(threads):
+    positions = np.concatenate([[0, 3, 7, 500, 8191, 2], np.arange(variants.MANY)]).astype(np.int32)
+    x = normal(len(positions), 5, 12)
     inverse = (1 / 10000 ** (np.arange(0, 12, 2) / 12)).astype(np.float32)
-    cos, sin = np.empty((6, 6), np.float32), np.empty((6, 6), np.float32)
+    cos, sin = np.empty((2, len(positions), 6), np.float32)
     rope.rope_tables(positions, inverse, cos, sin)
     angles = positions[:, None].astype(np.float32) * inverse
     assert np.allclose(cos, np.cos(angles)) and np.allclose(sin, np.sin(angles))
-    twin = x.copy()
-    rope.rope(x, cos, sin)
-    reference.rope(twin, cos, sin)
+    twin, alone = x.copy(), x[4:5].copy()
+    rope.rope(x, cos, sin, threads)
+    reference.rope(twin, cos, sin, threads)
     np.testing.assert_allclose(x, twin, rtol=1e-6, atol=1e-6)
+    rope.rope(alone, cos[4:5], sin[4:5], 1)
+    assert (bits(alone[0]) == bits(x[4])).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -157,10 +174,27 @@ def pages(head_dim, kv_heads, lengths):
         slots = np.full(length, slot, np.int32)
         k, v = normal(length, kv_heads, head_dim), normal(length, kv_heads, head_dim)
         twins = keys.copy(), values.copy()
-        attention.append_kv(k, v, keys, values, table, positions, slots)
-        reference.append_kv(k, v, *twins, table, positions, slots)
+        attention.append_kv(k, v, keys, values, table, positions, slots, 2)
+        reference.append_kv(k, v, *twins, table, positions, slots, 2)
         assert (twins[0] == keys).all() and (twins[1] == values).all()
     return keys, values, table
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_append_kv_in_any_order(threads):
+    """Decoding sequences and prompts, mixed: tokens that follow each other and such that don't."""
+    tokens, slots = 3 * variants.MANY, RANDOM.integers(0, 2, 3 * variants.MANY).astype(np.int32)
+    slots[20:70] = 1
+    positions = np.empty(tokens, np.int32)
+    for slot in (0, 1):
+        positions[slots == slot] = 50 + np.arange((slots == slot).sum())
+    positions[40], positions[41] = positions[41], positions[40]
+    k, v = normal(tokens, 2, 20), normal(tokens, 2, 20)
+    keys, values = np.zeros((6, 2, 20, 64), np.float32), np.zeros((6, 2, 64, 32), np.float32)
+    twins, table = (keys.copy(), values.copy()), np.array([[4, 0, 2], [1, 5, 3]], np.int32)
+    attention.append_kv(k, v, keys, values, table, positions, slots, threads)
+    reference.append_kv(k, v, *twins, table, positions, slots, threads)
+    assert (twins[0] == keys).all() and (twins[1] == values).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -104,11 +104,11 @@ class Model:
             q = q.reshape(tokens, self._heads, head_dim)  # [T, H_loc, Hd]
             k = k.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
             v = v.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
-            rope(q, cos, sin)
-            rope(k, cos, sin)
+            rope(q, cos, sin, self._threads)
+            rope(k, cos, sin, self._threads)
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             table, positions, slots = self.cache.page_table, batch.positions, batch.slots
-            append_kv(k, v, keys, values, table, positions, slots)
+            append_kv(k, v, keys, values, table, positions, slots, self._threads)
             attention(
                 q, keys, values, table, positions, slots,
                 attended.reshape(tokens, self._heads, head_dim), self._kv_index,
@@ -145,7 +145,7 @@ class Model:
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
         out = self.buffers.normed[: len(x)]  # [T, D]
-        rmsnorm(x, self._norms[name], self.config.rms_norm_eps, out)
+        rmsnorm(x, self._norms[name], self.config.rms_norm_eps, out, self._threads)
         return out
 
     def _product(self, name: str, x: np.ndarray, out: np.ndarray) -> np.ndarray:

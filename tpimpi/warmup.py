@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-HEAD_DIM, TOKENS = 32, 8  # enough for the kernels that use threads from some size on
+HEAD_DIM = 32  # a multiple of 16, as values are padded to
 
 
 def warm_up(node, encodings: Iterable[str], threads: int) -> None:
@@ -43,35 +43,37 @@ def _compile_in_child(encodings: list[str], threads: int) -> None:
 
 
 def call_kernels(encodings: Iterable[str], threads: int) -> None:
-    """Call every kernel on a small problem, so that it is compiled or loaded."""
+    """Call every kernel for few and for many tokens, so that each variant is compiled or loaded."""
     import numba
 
     from tpimpi.encoding import ENCODINGS
     from tpimpi.kernels.activation import silu_gate
     from tpimpi.kernels.attention import PAGE, append_kv, attention
-    from tpimpi.kernels.matmul import matmul
+    from tpimpi.kernels.matmul import FEW, matmul
     from tpimpi.kernels.norm import rmsnorm
     from tpimpi.kernels.rope import rope
+    from tpimpi.kernels.variants import MANY
 
     if threads > 1:
         numba.set_num_threads(threads)
-    tokens, head_dim = TOKENS, HEAD_DIM
-    x, out = np.ones((tokens, head_dim), np.float32), np.empty((tokens, head_dim), np.float32)
-    for encoding in encodings:
-        weights = np.zeros((head_dim, head_dim), ENCODINGS[encoding].storage)
-        matmul(x, weights, out, threads, encoding)
-    rmsnorm(x, x[0].copy(), 1e-5, out)
-    silu_gate(x, x, out, threads)
-    heads = np.ones((tokens, 1, head_dim), np.float32)
-    half = np.ones((tokens, head_dim // 2), np.float32)
-    rope(heads, half, half)
-    keys = np.zeros((1, 1, head_dim, PAGE), np.float32)
-    values = np.zeros((1, 1, PAGE, -(-head_dim // 16) * 16), np.float32)
-    table, slots = np.zeros((1, 1), np.int32), np.zeros(tokens, np.int32)
-    positions, index = np.arange(tokens, dtype=np.int32), np.zeros(1, np.int32)
-    append_kv(heads, heads, keys, values, table, positions, slots)
-    attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
-              np.float32(1), threads)  # fmt: skip
+    for tokens in (1, max(MANY, FEW + 1)):  # at most a page
+        x = np.ones((tokens, HEAD_DIM), np.float32)
+        out = np.empty_like(x)
+        for encoding in encodings:
+            weights = np.zeros((HEAD_DIM, HEAD_DIM), ENCODINGS[encoding].storage)
+            matmul(x, weights, out, threads, encoding)
+        rmsnorm(x, x[0].copy(), 1e-5, out, threads)
+        silu_gate(x, x, out, threads)
+        heads = np.ones((tokens, 1, HEAD_DIM), np.float32)
+        half = np.ones((tokens, HEAD_DIM // 2), np.float32)
+        rope(heads, half, half, threads)
+        keys = np.zeros((1, 1, HEAD_DIM, PAGE), np.float32)
+        values = np.zeros((1, 1, PAGE, HEAD_DIM), np.float32)
+        table, slots = np.zeros((1, 1), np.int32), np.zeros(tokens, np.int32)
+        positions, index = np.arange(tokens, dtype=np.int32), np.zeros(1, np.int32)
+        append_kv(heads, heads, keys, values, table, positions, slots, threads)
+        attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
+                  np.float32(1), threads)  # fmt: skip
 
 
 if __name__ == "__main__":
