@@ -22,6 +22,7 @@ from tpimpi.kernels.panels import (
     store_tile,
 )  # fmt: skip
 from tpimpi.kernels.scratch import scratch
+from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.variants import variant
 from tpimpi.kernels.vector import HAS_AVX512, ROWS, STREAMS, TOKENS, dot_block
 
@@ -30,6 +31,7 @@ BATCH = 128  # tokens packed at once: a weight is widened once for all of them
 _SHARE = 30 // panels.ROWS * panels.ROWS  # rows whose sums, for a batch, stay in the second cache
 _PANEL_ROWS, _PANEL_TOKENS = panels.ROWS, panels.TOKENS
 _PANEL = panels.ROWS * BLOCK  # floats of a panel of weights
+_TASK_BYTES = 128 << 10  # of weights that a thread takes at a time for a few tokens
 _GROUPS = -(-BATCH // panels.TOKENS)
 _FIRST_SUM = _SHARE // panels.ROWS * _PANEL
 _THREAD = _FIRST_SUM + _SHARE // panels.ROWS * _GROUPS * TILE  # floats of one thread's scratch
@@ -121,46 +123,55 @@ def _share(packed, w, out, start, stop, first, last, work):
             store_tile(work, sums, out, token, stop - 1, row, last - 1)
 
 
-@njit(nogil=True)
-def _many(packed, w, out, start, stop, first, last, work):
-    """Compute out[start:stop, first:last], a share of rows at a time."""
-    for row in range(first, last, _SHARE):
-        _share(packed, w, out, start, stop, row, min(row + _SHARE, last), work)
-
-
 def _few_serial(x, w, out):
     _few(x, w, out, 0, w.shape[0])
 
 
-def _few_parallel(x, w, out, threads):
-    groups = (w.shape[0] + ROWS - 1) // ROWS
-    for part in prange(threads):
-        first = groups * part // threads * ROWS
-        last = min(groups * (part + 1) // threads * ROWS, w.shape[0])
-        _few(x, w, out, first, last)
+@njit(nogil=True)
+def _few_tasks(x, w, out, threads, tasks):
+    rows, row_bytes = w.shape[0], max(w.shape[1] * w.itemsize, 1)
+    step = min(max(_TASK_BYTES // row_bytes, 1), rows // (8 * threads) + 1)
+    step = (step + ROWS - 1) // ROWS * ROWS
+    first = next_task(tasks) * step
+    while first < rows:
+        _few(x, w, out, first, min(first + step, rows))
+        first = next_task(tasks) * step
+
+
+def _few_parallel(x, w, out, threads, tasks):
+    tasks[0] = 0
+    for _ in prange(threads):
+        _few_tasks(x, w, out, threads, tasks)
 
 
 def _many_serial(x, w, out, work):
-    tokens, packed = x.shape[0], work[_THREAD:]
+    tokens, rows, packed = x.shape[0], w.shape[0], work[_THREAD:]
     for start in range(0, tokens, BATCH):
         stop = min(start + BATCH, tokens)
         _pack(x, start, stop, packed, 0, (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS)
-        _many(packed, w, out, start, stop, 0, w.shape[0], work)
+        for row in range(0, rows, _SHARE):
+            _share(packed, w, out, start, stop, row, min(row + _SHARE, rows), work)
 
 
-def _many_parallel(x, w, out, work, threads):
+@njit(nogil=True)
+def _many_tasks(packed, w, out, start, stop, work, tasks):
+    rows = w.shape[0]
+    row = next_task(tasks) * _SHARE
+    while row < rows:
+        _share(packed, w, out, start, stop, row, min(row + _SHARE, rows), work)
+        row = next_task(tasks) * _SHARE
+
+
+def _many_parallel(x, w, out, work, threads, tasks):
     tokens, packed = x.shape[0], work[threads * _THREAD :]
-    groups = (w.shape[0] + _PANEL_ROWS - 1) // _PANEL_ROWS
     for start in range(0, tokens, BATCH):
         stop = min(start + BATCH, tokens)
-        token_groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
+        groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
+        tasks[0] = 0
         for part in prange(threads):
-            first, last = token_groups * part // threads, token_groups * (part + 1) // threads
-            _pack(x, start, stop, packed, first, last)
+            _pack(x, start, stop, packed, groups * part // threads, groups * (part + 1) // threads)
         for part in prange(threads):
-            first = groups * part // threads * _PANEL_ROWS
-            last = min(groups * (part + 1) // threads * _PANEL_ROWS, w.shape[0])
-            _many(packed, w, out, start, stop, first, last, work[part * _THREAD :])
+            _many_tasks(packed, w, out, start, stop, work[part * _THREAD :], tasks)
 
 
 _FLOATS, _STRIDED = types.Array(types.float32, 2, "C"), types.Array(types.float32, 2, "A")
@@ -178,7 +189,7 @@ def scratch_floats(tokens: int, columns: int, threads: int) -> int:
 
 def _kernel(many: bool, parallel: bool, encoding: str) -> Callable:
     weights = types.Array(_NUMBA_TYPES[encoding], 2, "C")
-    arguments = (_FLOATS, weights, _STRIDED, *[_WORK] * many, *[types.intp] * parallel)
+    arguments = (_FLOATS, weights, _STRIDED, *[_WORK] * many, *[types.intp, COUNTER] * parallel)
     body = ((_few_serial, _few_parallel), (_many_serial, _many_parallel))[many][parallel]
     kernel = variant(body, f"matmul_{encoding}", arguments, parallel=parallel)
     _kernels[many, parallel, encoding] = kernel
@@ -196,4 +207,4 @@ def matmul(x: np.ndarray, w: np.ndarray, out: np.ndarray, threads: int, encoding
     if encoding == "f16":
         w = w.view(np.int16)
     work = (scratch(scratch_floats(tokens, columns, threads)),) if many else ()
-    kernel(x, w, out, *work, *((threads,) if parallel else ()))
+    kernel(x, w, out, *work, *((threads, counter()) if parallel else ()))
