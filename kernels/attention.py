@@ -1,6 +1,8 @@
-"""Attention over KV pages with the softmax taken online (Milakov 2018, arXiv:1805.02867).
+"""Attention over KV pages: the pairs of token and head are cut among threads by their cost.
 
-Every token and head walks its pages in order and by itself, so its bits don't depend on the batch.
+Every pair walks its pages in order and by itself, see `softmax`, so its bits don't depend on the
+batch. A few pairs with long texts are cut by spans of pages instead, as in Dao et al. 2023
+(https://pytorch.org/blog/flash-decoding), so that a page is read once and no thread idles.
 """
 
 from __future__ import annotations
@@ -8,153 +10,215 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange, types
 
-from tpimpi.kernels.activation import exp32
-from tpimpi.kernels.tiles import PAGE, add_values, fma32, score_rows
+from tpimpi.kernels.scratch import scratch
+from tpimpi.kernels.softmax import (
+    ROWS,
+    SPAN,
+    add_span,
+    keep_span,
+    last_positions,
+    places,
+    walk_span,
+    work_floats,
+)  # fmt: skip
+from tpimpi.kernels.tiles import PAGE
 from tpimpi.kernels.variants import MANY, Kernel
 
-_MASKED = np.float32(-np.inf)
-_ROWS = 32  # pairs of token and head that walk the pages together
+_FEW = 4  # groups of pairs a thread below which spans are cut
+_work_floats = njit(nogil=True)(work_floats)
 
 
 @njit(nogil=True)
-def _softmax(scores, count, best, scratch):
-    """Turn PAGE scores into weights e^(score - max), 0 from `count` on; return max and sum.
-
-    Both reductions go by halving: one order for all, and a shape that vectorizes.
-    """
-    for p in range(count, PAGE):
-        scores[p] = _MASKED
-    for i in range(32):
-        scratch[i] = max(scores[i], scores[i + 32])
-    for i in range(16):
-        scratch[i] = max(scratch[i], scratch[i + 16])
-    for i in range(16):
-        best = max(best, scratch[i])
-    for p in range(PAGE):
-        scores[p] = exp32(scores[p] - best)
-    for i in range(32):
-        scratch[i] = scores[i] + scores[i + 32]
-    for i in range(16):
-        scratch[i] = scratch[i] + scratch[i + 16]
-    for i in range(8):
-        scratch[i] = scratch[i] + scratch[i + 8]
-    for i in range(4):
-        scratch[i] = scratch[i] + scratch[i + 4]
-    return best, (scratch[0] + scratch[2]) + (scratch[1] + scratch[3])
+def _tokens_within(slots):
+    """Return whether pairs are numbered by tokens within heads: neighbours share a sequence."""
+    matching = 0
+    for t in range(1, slots.shape[0]):
+        matching += slots[t] == slots[t - 1]
+    return 2 * matching >= slots.shape[0] - 1 and slots.shape[0] > 1
 
 
 @njit(nogil=True)
-def _page(rows, first, count, k, v, work):
-    """Attend with 1, 2 or 4 rows to the first `count` positions of a page."""
-    q, scores, total, shrink, best, weight, scratch, _ = work
-    if rows == 4:
-        score_rows(4, first, q, k, scores)
-    elif rows == 2:
-        score_rows(2, first, q, k, scores)
-    else:
-        score_rows(1, first, q, k, scores)
-    for r in range(first, first + rows):
-        new, added = _softmax(scores[r], count, best[r], scratch)
-        factor = exp32(best[r] - new)
-        weight[r] = fma32(weight[r], factor, added)
-        shrink[r, 0], best[r] = factor, new
-    if rows == 4:
-        add_values(4, first, count, scores, v, shrink, total)
-    elif rows == 2:
-        add_values(2, first, count, scores, v, shrink, total)
-    else:
-        add_values(1, first, count, scores, v, shrink, total)
+def _numbered(pair, tokens, heads, within):
+    """Return token and head of a pair; neighbours mostly share a sequence and a KV head."""
+    return (pair % tokens, pair // tokens) if within else (pair // heads, pair % heads)
 
 
 @njit(nogil=True)
-def _run(rows, keys, values, head, pages, work):
-    """Attend with rows of one sequence and KV head, each to its own last position."""
-    last = work[7]
-    most = 0
-    for r in range(rows):
-        most = max(most, last[r])
-    for page in range(most // PAGE + 1):
-        k, v = keys[pages[page], head], values[pages[page], head]  # [Hd, PAGE], [PAGE, Hd']
-        start, r = page * PAGE, 0
-        while r < rows:
-            count = min(last[r] - start + 1, PAGE)
-            same = 1  # how many rows from r on see as much of this page
-            while same < 4 and r + same < rows and min(last[r + same] - start + 1, PAGE) == count:
-                same += 1
-            together = 2 if same == 3 else same
-            if count > 0:
-                _page(together, r, count, k, v, work)
-            r += together
+def _boundary(part, threads, positions, heads, within):
+    """Return the pair at which this thread's part begins: each gets as many positions to see."""
+    tokens, total = positions.shape[0], 0
+    for t in range(tokens):
+        total += positions[t] + PAGE
+    target = total * heads * part // threads
+    if within:
+        head, left = target // total, target % total
+        for t in range(tokens):
+            left -= positions[t] + PAGE
+            if left < 0:
+                return head * tokens + t
+        return head * tokens
+    for t in range(tokens):
+        cost = (positions[t] + PAGE) * heads
+        if target < cost:
+            return t * heads + target // (positions[t] + PAGE)
+        target -= cost
+    return tokens * heads
 
 
 @njit(nogil=True)
-def _some(q, keys, values, table, positions, slots, out, kv_index, scale, first, last):
-    """Attend for the pairs of token and head numbered first .. last.
+def _group(q, positions, slots, kv_index, scale, first, last, within, padded, work):
+    """Gather the pairs from `first` on that share a sequence and a KV head.
 
-    Pairs are numbered so that neighbours mostly share a sequence and a KV head.
+    Returns their number, sequence, KV head and the last page that any of them sees.
     """
     tokens, heads, head_dim = q.shape
-    matching = 0
-    for t in range(1, tokens):
-        matching += slots[t] == slots[t - 1]
-    tokens_within = 2 * matching >= tokens - 1  # as in a prompt; else heads within tokens
-    work = (
-        np.empty((_ROWS, head_dim), np.float32),  # queries
-        np.empty((_ROWS, PAGE), np.float32),  # scores, then weights
-        np.empty((_ROWS, values.shape[3]), np.float32),  # totals
-        np.empty((_ROWS, 1), np.float32),  # what a new page leaves of the totals
-        np.empty(_ROWS, np.float32),  # highest scores
-        np.empty(_ROWS, np.float32),  # sums of weights
-        np.empty(PAGE, np.float32),
-        np.empty(_ROWS, np.int64),  # last positions
-    )
+    lasts = last_positions(head_dim, padded, work)
+    t, h = _numbered(first, tokens, heads, within)
+    slot, kv, rows, most = slots[t], kv_index[h], 0, 0
+    while rows < ROWS and first + rows < last:
+        t, h = _numbered(first + rows, tokens, heads, within)
+        if slots[t] != slot or kv_index[h] != kv:
+            break
+        for d in range(head_dim):
+            work[rows * head_dim + d] = q[t, h, d] * scale
+        lasts[rows] = positions[t]
+        most = max(most, positions[t])
+        rows += 1
+    return rows, slot, kv, most // PAGE
+
+
+@njit(nogil=True)
+def _store(found, out):
+    """Write what a pair has found [Hd' + 2] as its output [Hd]."""
+    inverse = np.float32(1.0) / found[found.shape[0] - 1]
+    for d in range(out.shape[0]):
+        out[d] = found[d] * inverse
+
+
+@njit(nogil=True)
+def _some(q, keys, values, table, positions, slots, out, kv_index, scale, first, last, work):
+    """Attend for the pairs first .. last - 1."""
+    tokens, heads, head_dim = q.shape
+    within, padded = _tokens_within(slots), values.shape[3]
+    lasts = last_positions(head_dim, padded, work)
+    _, totals, at, best = places(head_dim, padded)
+    found = work[at:best].reshape(ROWS, padded + 2)
     pair = first
     while pair < last:
-        rows, slot, kv = 0, 0, 0
-        while rows < _ROWS and pair + rows < last:
-            t, h = _numbered(pair + rows, tokens, heads, tokens_within)
-            if rows == 0:
-                slot, kv = slots[t], kv_index[h]
-            elif slots[t] != slot or kv_index[h] != kv:
-                break
-            for d in range(head_dim):
-                work[0][rows, d] = q[t, h, d] * scale
-            work[7][rows] = positions[t]
-            rows += 1
-        work[2][:rows] = np.float32(0.0)
-        work[4][:rows] = _MASKED
-        work[5][:rows] = np.float32(0.0)
-        _run(rows, keys, values, kv, table[slot], work)
+        rows, slot, kv, final = _group(
+            q, positions, slots, kv_index, scale, pair, last, within, padded, work
+        )  # fmt: skip
+        for span in range(final // SPAN + 1):
+            walk_span(rows, keys, values, kv, table[slot], span, final, work)
+            for r in range(rows):
+                if lasts[r] >= span * SPAN * PAGE:
+                    if span == 0:
+                        keep_span(found[r], r, head_dim, padded, work)
+                    else:
+                        total = work[totals + r * padded : totals + (r + 1) * padded]
+                        add_span(found[r], total, work[best + r], work[best + ROWS + r])
         for r in range(rows):
-            t, h = _numbered(pair + r, tokens, heads, tokens_within)
-            inverse = np.float32(1.0) / work[5][r]
-            for d in range(head_dim):
-                out[t, h, d] = work[2][r, d] * inverse
+            t, h = _numbered(pair + r, tokens, heads, within)
+            _store(found[r], out[t, h])
         pair += rows
 
 
 @njit(nogil=True)
-def _numbered(pair, tokens, heads, tokens_within):
-    return (pair % tokens, pair // tokens) if tokens_within else (pair // heads, pair % heads)
+def _some_spans(
+    q, keys, values, table, positions, slots, kv_index, scale, first, last, found, work
+):  # fmt: skip
+    """Walk the spans whose first page is one of first .. last - 1; found [pairs, spans, Hd' + 2].
+
+    The pages are numbered group by group.
+    """
+    tokens, heads, head_dim = q.shape
+    pairs, within, padded = tokens * heads, _tokens_within(slots), values.shape[3]
+    pair, at = 0, 0
+    while pair < pairs:
+        rows, slot, kv, final = _group(
+            q, positions, slots, kv_index, scale, pair, pairs, within, padded, work
+        )  # fmt: skip
+        for span in range(final // SPAN + 1):
+            if first <= at + span * SPAN < last:
+                walk_span(rows, keys, values, kv, table[slot], span, final, work)
+                for r in range(rows):
+                    keep_span(found[pair + r, span], r, head_dim, padded, work)
+        at += final + 1
+        pair += rows
 
 
-def _serial(q, keys, values, table, positions, slots, out, kv_index, scale):
+@njit(nogil=True)
+def _count(q, positions, slots, kv_index, scale, padded, work):
+    """Return how many spans and pages the groups of all pairs have to walk."""
+    pairs, within = q.shape[0] * q.shape[1], _tokens_within(slots)
+    pair = spans = pages = 0
+    while pair < pairs:
+        rows, _, _, final = _group(
+            q, positions, slots, kv_index, scale, pair, pairs, within, padded, work
+        )  # fmt: skip
+        pair += rows
+        spans += final // SPAN + 1
+        pages += final + 1
+    return spans, pages
+
+
+def _serial(q, keys, values, table, positions, slots, out, kv_index, scale, memory):
     pairs = q.shape[0] * q.shape[1]
-    _some(q, keys, values, table, positions, slots, out, kv_index, scale, 0, pairs)
+    _some(q, keys, values, table, positions, slots, out, kv_index, scale, 0, pairs, memory)
 
 
-def _parallel(q, keys, values, table, positions, slots, out, kv_index, scale, threads):
-    pairs = q.shape[0] * q.shape[1]
+def _parallel(q, keys, values, table, positions, slots, out, kv_index, scale, memory, threads):
+    tokens, heads, head_dim = q.shape
+    padded, within = values.shape[3], _tokens_within(slots)
+    floats, row = _work_floats(head_dim, padded), padded + 2
+    spans, pages = 0, 0
+    if tokens * keys.shape[1] < _FEW * threads:
+        spans, pages = _count(q, positions, slots, kv_index, scale, padded, memory)
+    if spans < 2 * threads:
+        for part in prange(threads):
+            work = memory[part * floats : (part + 1) * floats]
+            first = _boundary(part, threads, positions, heads, within)
+            last = _boundary(part + 1, threads, positions, heads, within)
+            _some(q, keys, values, table, positions, slots, out, kv_index, scale, first, last, work)
+        return
+    most = (table.shape[1] + SPAN - 1) // SPAN
+    found = memory[threads * floats : threads * floats + tokens * heads * most * row]
+    found = found.reshape(tokens * heads, most, row)
     for part in prange(threads):
-        first, last = pairs * part // threads, pairs * (part + 1) // threads
-        _some(q, keys, values, table, positions, slots, out, kv_index, scale, first, last)
+        work = memory[part * floats : (part + 1) * floats]
+        first, last = pages * part // threads, pages * (part + 1) // threads
+        _some_spans(
+            q, keys, values, table, positions, slots, kv_index, scale, first, last, found, work
+        )
+    for pair in range(tokens * heads):
+        t, h = _numbered(pair, tokens, heads, within)
+        for span in range(1, positions[t] // (SPAN * PAGE) + 1):
+            other = found[pair, span]
+            add_span(found[pair, 0], other[:padded], other[padded], other[padded + 1])
+        _store(found[pair, 0], out[t, h])
 
 
-_F3, _F4 = types.Array(types.float32, 3, "C"), types.Array(types.float32, 4, "C")
+_F1, _F3, _F4 = (types.Array(types.float32, n, "C") for n in (1, 3, 4))
 _I1, _I2 = types.Array(types.int32, 1, "C"), types.Array(types.int32, 2, "C")
 _KERNEL = Kernel(
-    "attention", _serial, _parallel, _F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32
-)
+    "attention", _serial, _parallel,
+    _F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32, _F1,
+)  # fmt: skip
+
+
+def scratch_floats(
+    tokens: int, heads: int, kv_heads: int, head_dim: int, context: int, threads: int
+) -> int:
+    """Return how many floats of scratch T tokens' attention works in, with texts up to `context`.
+
+    A rank with H_loc query and K_loc KV heads needs as much as its largest or its smallest batch:
+    one token's spans can take more than the rest.
+    """
+    padded = -(-head_dim // 16) * 16
+    floats = threads * work_floats(head_dim, padded)
+    if threads > 1 and tokens * kv_heads < _FEW * threads:
+        floats += tokens * heads * -(-context // (SPAN * PAGE)) * (padded + 2)
+    return floats
 
 
 def attention(q, keys, values, table, positions, slots, out, kv_index, scale, threads) -> None:
@@ -164,12 +228,17 @@ def attention(q, keys, values, table, positions, slots, out, kv_index, scale, th
     multiple of 16; table int32 [slots, pages of a slot]; positions, slots int32 [T]; kv_index int32
     [H]. Token t sees positions 0 .. positions[t] of its slot.
     """
+    tokens, heads, head_dim = q.shape
+    context = PAGE * table.shape[1]
+    memory = scratch(
+        scratch_floats(tokens, heads, keys.shape[1], head_dim, context, threads)
+    )  # fmt: skip
     if threads > 1:
         _KERNEL.parallel(
-            q, keys, values, table, positions, slots, out, kv_index, scale, threads
+            q, keys, values, table, positions, slots, out, kv_index, scale, memory, threads
         )  # fmt: skip
     else:
-        _KERNEL.serial(q, keys, values, table, positions, slots, out, kv_index, scale)
+        _KERNEL.serial(q, keys, values, table, positions, slots, out, kv_index, scale, memory)
 
 
 @njit(nogil=True)

@@ -15,20 +15,16 @@ from tpimpi.kernels.vector import F32, HAS_AVX512, I32, I64, LANES, emit_loop, f
 
 PAGE = 64  # positions in a page
 _VECTOR = ir.VectorType(F32, LANES)
-_WIDTH = 4 if HAS_AVX512 else 1  # vectors a row, so that 4 rows of sums stay in registers
+_WIDTH = 4 if HAS_AVX512 else 1  # vectors a row, so that 6 rows of sums stay in registers
+TOGETHER = (1, 2, 3, 4, 6)  # numbers of rows that share what is loaded
 
 
 class _Floats:
-    """A 2-d C-contiguous float32 array, from row `first` on."""
+    """Rows of float32 from an address on, `width` apart."""
 
-    def __init__(self, context, builder, kind, value, first=None):
-        array = context.make_array(kind)(context, builder, value)
-        self._builder = builder
-        self.shape = cgutils.unpack_tuple(builder, array.shape, 2)
-        self._stride = cgutils.unpack_tuple(builder, array.strides, 2)[0]
-        self._base = builder.ptrtoint(array.data, I64)
-        if first is not None:
-            self._base = builder.add(self._base, builder.mul(first, self._stride))
+    def __init__(self, builder, base, width):
+        self._builder, self._base = builder, base
+        self._stride = builder.mul(width, ir.Constant(I64, 4))
 
     def _at(self, row, column):
         builder = self._builder
@@ -41,6 +37,16 @@ class _Floats:
         value = self._builder.load(self._at(row, column), typ=_VECTOR)
         value.align = 4
         return value
+
+    def prefetch(self, row, column):
+        """Ask for a vector's lines, into the second cache: a whole page would fill the first."""
+        builder = self._builder
+        kinds = [ir.PointerType(), I32, I32, I32]
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
+        )
+        hints = [ir.Constant(I32, hint) for hint in (0, 2, 1)]  # read, second cache, data
+        builder.call(function, [self._at(row, column), *hints])
 
     def store(self, vector, row, column):
         self._builder.store(vector, self._at(row, column)).align = 4
@@ -59,10 +65,16 @@ def _columns(builder, start, width):
     return [builder.add(start, ir.Constant(I64, LANES * i)) for i in range(width)]
 
 
-def _add_products(builder, factors, rows, matrix, count, columns, sums):
-    """Emit sums[r][c] += factors[r, k] * matrix[k, column c] for k = 0 .. count - 1."""
+def _add_products(builder, factors, rows, matrix, ahead, bounds, columns, sums):
+    """Emit sums[r][c] += factors[r, k] * matrix[k, column c] for k within the bounds.
+
+    Meanwhile the same places of the matrix `ahead` are fetched: a page is too short and too
+    scattered for the hardware to see it coming.
+    """
 
     def step(k, accumulators):
+        for column in columns:
+            ahead.prefetch(k, column)
         loaded = [matrix.load(k, column) for column in columns]
         result = []
         for row, values in zip(rows, accumulators, strict=True):
@@ -70,74 +82,180 @@ def _add_products(builder, factors, rows, matrix, count, columns, sums):
             result.append([fma(builder, factor, x, y) for x, y in zip(loaded, values, strict=True)])
         return result
 
-    return emit_loop(builder, ir.Constant(I64, 0), count, 1, sums, step)
+    return emit_loop(builder, *bounds, 1, sums, step)
 
 
-@intrinsic(prefer_literal=True)
-def score_rows(typing_context, rows, first, q, k, scores):
-    """scores[first + r] = q[first + r] k for r < rows, a literal; q [., Hd], k [Hd, PAGE]."""
-    if not isinstance(rows, types.IntegerLiteral):
-        return None
-    numbers = [ir.Constant(I64, r) for r in range(rows.literal_value)]
+def _outlined(name: str, arguments: int, emit):
+    """Return a function that gets or emits another, of 64-bit integers, in a builder's module.
 
-    def codegen(context, builder, sig, args):
-        _, at, *arrays = args
-        queries = _Floats(context, builder, sig.args[2], arrays[0], at)
-        keys = _Floats(context, builder, sig.args[3], arrays[1])
-        result = _Floats(context, builder, sig.args[4], arrays[2], at)
-        for start in range(0, PAGE, LANES * _WIDTH):
-            columns = _columns(builder, ir.Constant(I64, start), _WIDTH)
-            zeros = [[splat(_VECTOR, 0.0)] * _WIDTH for _ in numbers]
-            sums = _add_products(builder, queries, numbers, keys, keys.shape[0], columns, zeros)
+    Kept out of its callers: they are compiled many times, these loops need be only once.
+    """
+
+    def get(builder):
+        found = builder.module.globals.get(name)
+        if found is None:
+            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
+            found = ir.Function(builder.module, kind, name)
+            found.linkage = "internal"
+            found.attributes.add("noinline")
+            body = ir.IRBuilder(found.append_basic_block("entry"))
+            emit(body, *found.args)
+            body.ret_void()
+        return found
+
+    return get
+
+
+def _emit_scores(rows: int):
+    def emit(builder, q, keys, ahead, scores, head_dim):
+        page, zero = ir.Constant(I64, PAGE), ir.Constant(I64, 0)
+        numbers = [ir.Constant(I64, r) for r in range(rows)]
+        queries, result = _Floats(builder, q, head_dim), _Floats(builder, scores, page)
+        matrix, following = _Floats(builder, keys, page), _Floats(builder, ahead, page)
+
+        def piece(start, _):
+            columns = _columns(builder, start, _WIDTH)
+            sums = [[splat(_VECTOR, 0.0)] * _WIDTH for _ in numbers]
+            bounds = zero, head_dim
+            sums = _add_products(
+                builder, queries, numbers, matrix, following, bounds, columns, sums
+            )  # fmt: skip
             for row, values in zip(numbers, sums, strict=True):
                 for column, value in zip(columns, values, strict=True):
                     result.store(value, row, column)
-        return context.get_dummy_value()
+            return []
 
-    return types.void(rows, types.intp, q, k, scores), codegen
+        emit_loop(builder, zero, page, LANES * _WIDTH, [], piece)
+
+    return emit
 
 
-@intrinsic(prefer_literal=True)
-def add_values(typing_context, rows, first, count, weights, v, shrink, total):
-    """total[first + r] = total[first + r] shrink[first + r] + weights[first + r, :count] v[:count].
-
-    For r < rows, a literal; weights [., PAGE], v [PAGE, Hd'], shrink [., 1], total [., Hd'].
-    """
-    if not isinstance(rows, types.IntegerLiteral):
-        return None
-    numbers = [ir.Constant(I64, r) for r in range(rows.literal_value)]
-
-    def codegen(context, builder, sig, args):
-        _, at, positions, *arrays = args
-        factors = _Floats(context, builder, sig.args[3], arrays[0], at)
-        values = _Floats(context, builder, sig.args[4], arrays[1])
-        scales = _Floats(context, builder, sig.args[5], arrays[2], at)
-        totals = _Floats(context, builder, sig.args[6], arrays[3], at)
-        zero = ir.Constant(I64, 0)
+def _emit_values(rows: int):
+    def emit(builder, weights, values, ahead, shrink, total, padded, start, stop):
+        page, zero = ir.Constant(I64, PAGE), ir.Constant(I64, 0)
+        numbers = [ir.Constant(I64, r) for r in range(rows)]
+        factors, scales = _Floats(builder, weights, page), _Floats(builder, shrink, numbers[0])
+        matrix, following = _Floats(builder, values, padded), _Floats(builder, ahead, padded)
+        totals = _Floats(builder, total, padded)
 
         def piece(width):
-            def emit(start, _):
-                columns = _columns(builder, start, width)
+            def emit_piece(column, _):
+                columns = _columns(builder, column, width)
                 sums = []
                 for row in numbers:
-                    scale = scales.broadcast(row, zero)
+                    scale = scales.broadcast(zero, row)
                     sums.append([builder.fmul(totals.load(row, c), scale) for c in columns])
-                sums = _add_products(builder, factors, numbers, values, positions, columns, sums)
+                sums = _add_products(
+                    builder, factors, numbers, matrix, following, (start, stop), columns, sums
+                )
                 for row, vectors in zip(numbers, sums, strict=True):
-                    for column, value in zip(columns, vectors, strict=True):
-                        totals.store(value, row, column)
+                    for c, value in zip(columns, vectors, strict=True):
+                        totals.store(value, row, c)
                 return []
 
-            return emit
+            return emit_piece
 
-        padded = values.shape[1]
         whole = builder.and_(padded, ir.Constant(I64, -LANES * _WIDTH))
         emit_loop(builder, zero, whole, LANES * _WIDTH, [], piece(_WIDTH))
         if _WIDTH > 1:
             emit_loop(builder, whole, padded, LANES, [], piece(1))
+
+    return emit
+
+
+_SCORES = {rows: _outlined(f"tpimpi_scores_{rows}", 5, _emit_scores(rows)) for rows in TOGETHER}
+_VALUES = {rows: _outlined(f"tpimpi_values_{rows}", 8, _emit_values(rows)) for rows in TOGETHER}
+
+
+def _call_for(builder, rows, functions, arguments):
+    """Emit a call of the function for this number of rows."""
+    after = builder.append_basic_block("after")
+    wrong = builder.append_basic_block("wrong")
+    choice = builder.switch(rows, wrong)
+    for number, function in functions.items():
+        block = builder.append_basic_block(f"rows_{number}")
+        choice.add_case(ir.Constant(rows.type, number), block)
+        builder.position_at_end(block)
+        builder.call(function(builder), arguments)
+        builder.branch(after)
+    builder.position_at_end(wrong)
+    builder.unreachable()
+    builder.position_at_end(after)
+
+
+def _place(context, builder, kind, value, at):
+    """Return the address of element `at` of a flat float32 array."""
+    data = builder.ptrtoint(context.make_array(kind)(context, builder, value).data, I64)
+    return builder.add(data, builder.mul(at, ir.Constant(I64, 4)))
+
+
+def _page_of(context, builder, kind, value, page, head):
+    """Return the address of one head's part of a page, of a 4-d array."""
+    array = context.make_array(kind)(context, builder, value)
+    strides = cgutils.unpack_tuple(builder, array.strides, 4)
+    offset = builder.add(builder.mul(page, strides[0]), builder.mul(head, strides[1]))
+    return builder.add(builder.ptrtoint(array.data, I64), offset)
+
+
+@intrinsic
+def score_rows(typing_context, rows, work, q, keys, page, ahead, head, scores):
+    """scores[r] = q[r] k for r < rows, one of TOGETHER; k is keys[page, head] [Hd, PAGE].
+
+    q, scores: where rows [., Hd] and [., PAGE] begin in `work`; `ahead`: the page to fetch.
+    """
+
+    def codegen(context, builder, sig, args):
+        count, memory, q_at, pool, page_number, next_page, head_number, scores_at = args
+        kind, pages = sig.args[1], sig.args[3]
+        shape = cgutils.unpack_tuple(
+            builder, context.make_array(pages)(context, builder, pool).shape, 4
+        )
+        arguments = [
+            _place(context, builder, kind, memory, q_at),
+            _page_of(context, builder, pages, pool, page_number, head_number),
+            _page_of(context, builder, pages, pool, next_page, head_number),
+            _place(context, builder, kind, memory, scores_at),
+            shape[2],
+        ]
+        _call_for(builder, count, _SCORES, arguments)
         return context.get_dummy_value()
 
-    return types.void(rows, types.intp, types.intp, weights, v, shrink, total), codegen
+    i = types.intp
+    return types.void(i, work, i, keys, i, i, i, i), codegen
+
+
+@intrinsic
+def add_values(
+    typing_context, rows, work, weights, values, page, ahead, head, shrink, total, start, stop
+):  # fmt: skip
+    """total[r] = total[r] shrink[r] + the sum of weights[r, p] v[p], start <= p < stop, in order.
+
+    For r < rows, one of TOGETHER; v is values[page, head] [PAGE, Hd']. weights [., PAGE],
+    shrink [.], total [., Hd']: where they begin in `work`; `ahead`: the page to fetch.
+    """
+
+    def codegen(context, builder, sig, args):
+        count, memory, weights_at, pool, page_number, next_page, head_number = args[:7]
+        shrink_at, total_at, first, last = args[7:]
+        kind, pages = sig.args[1], sig.args[3]
+        shape = cgutils.unpack_tuple(
+            builder, context.make_array(pages)(context, builder, pool).shape, 4
+        )
+        arguments = [
+            _place(context, builder, kind, memory, weights_at),
+            _page_of(context, builder, pages, pool, page_number, head_number),
+            _page_of(context, builder, pages, pool, next_page, head_number),
+            _place(context, builder, kind, memory, shrink_at),
+            _place(context, builder, kind, memory, total_at),
+            shape[3],
+            first,
+            last,
+        ]
+        _call_for(builder, count, _VALUES, arguments)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(i, work, i, values, i, i, i, i, i, i, i), codegen
 
 
 @intrinsic

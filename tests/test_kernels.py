@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from numba import njit, types
 
-from tpimpi.kernels import activation, attention, matmul, norm, panels, reference, rope, variants
+from tpimpi.kernels import (
+    activation,
+    attention,
+    matmul,
+    norm,
+    panels,
+    reference,
+    rope,
+    scratch,
+    softmax,
+    variants,
+)
 from tpimpi.kernels.vector import f16_by_integers
 
 RANDOM = np.random.default_rng(5)
@@ -245,6 +256,43 @@ def test_attention_bits_do_not_depend_on_company():
         for count in (1, 2, 3, 5, 31, 33, 70):
             part = everything[-count:]
             assert (attend(part, threads) == whole[part]).all()
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (3, 3), (13, 2)])
+def test_attention_bits_of_long_texts(heads, kv_heads):
+    """Long texts are cut by spans of pages where pairs are few: no cut may change a bit."""
+    span, lengths = softmax.SPAN * attention.PAGE, (8192, 1537)
+    head_dim, kv_index = 20, (np.arange(heads) * kv_heads // heads).astype(np.int32)
+    keys, values, table = pages(head_dim, kv_heads, lengths)
+    ends = [0, 63, 64, span - 1, span, 4 * span + 1, 8189, 8190, 8191, 70, span, 1536]
+    positions = np.array(ends, np.int32)
+    slots = np.array([0] * 9 + [1] * 3, np.int32)
+    q = normal(len(ends), heads, head_dim) * 3
+
+    def attend(chosen, threads):
+        out = np.empty((len(chosen), heads, head_dim), np.float32)
+        arguments = (q[chosen], keys, values, table, positions[chosen], slots[chosen], out)
+        attention.attention(*arguments, kv_index, np.float32(0.2), threads)
+        return out
+
+    everything, twin = np.arange(len(ends)), np.empty_like(q)
+    whole = attend(everything, 1)
+    reference.attention(q, keys, values, table, positions, slots, twin, kv_index, 0.2, 1)
+    np.testing.assert_allclose(whole, twin, atol=2e-5)
+    for threads in (1, 2, 3):
+        for t in everything:
+            assert (bits(attend(everything[t : t + 1], threads)) == bits(whole[t])).all(), t
+        for chosen in (everything, everything[5:9], everything[8:], everything[[8, 11]]):
+            assert (bits(attend(chosen, threads)) == bits(whole[chosen])).all(), (threads, chosen)
+
+
+def test_scratch_is_taken_once():
+    """Memory that was planned for the largest call serves all smaller ones."""
+    sizes = [attention.scratch_floats(t, 8, 1, 128, 8192, 2) for t in (1, 512)]
+    floats = max(sizes)
+    assert min(sizes) > 0
+    memory = scratch.scratch(floats)
+    assert scratch.scratch(floats // 2) is memory
 
 
 def test_a_nan_is_never_hidden():

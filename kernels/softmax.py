@@ -1,0 +1,153 @@
+"""The softmax taken online, page by page (Milakov 2018, arXiv:1805.02867), for rows of queries.
+
+A row sums SPAN pages at a time, in order, and then the spans in order: one order for all, whether
+one thread walks all spans or many walk one each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from tpimpi.kernels.activation import exp32
+from tpimpi.kernels.tiles import PAGE, add_values, fma32, score_rows
+
+ROWS = 48  # rows that walk the pages together at most
+SPAN = 8  # pages that are summed before they meet the others'
+_MASKED = np.float32(-np.inf)
+
+
+def work_floats(head_dim: int, padded: int) -> int:
+    """Return the floats that ROWS rows work in: whole cache lines."""
+    floats = ROWS * (head_dim + PAGE + 2 * padded + 6) + PAGE
+    return -(-floats // 16) * 16
+
+
+@njit(nogil=True)
+def places(head_dim, padded):
+    """Return where in a thread's memory the rows' scores, totals, findings and figures begin.
+
+    First come the queries [ROWS, Hd]. Scores, later weights [ROWS, PAGE]; totals of a span
+    [ROWS, Hd']; what all spans so far have found [ROWS, Hd' + 2]: total, highest score, sum of
+    weights; then [ROWS] each: a span's highest scores, its sums of weights, what a new page leaves
+    of the totals, last positions as int32; at the end [PAGE] to reduce in.
+    """
+    scores = ROWS * head_dim
+    totals = scores + ROWS * PAGE
+    found = totals + ROWS * padded
+    return scores, totals, found, found + ROWS * (padded + 2)
+
+
+@njit(nogil=True)
+def last_positions(head_dim, padded, work):
+    """Return the rows' last positions, int32 [ROWS]."""
+    at = places(head_dim, padded)[3] + 3 * ROWS
+    return work[at : at + ROWS].view(np.int32)
+
+
+@njit(nogil=True)
+def _softmax(scores, count, best, scratch):
+    """Turn PAGE scores into weights e^(score - max), 0 from `count` on; return max and sum.
+
+    Both reductions go by halving: one order for all, and a shape that vectorizes.
+    """
+    for p in range(count, PAGE):
+        scores[p] = _MASKED
+    for i in range(32):
+        scratch[i] = max(scores[i], scores[i + 32])
+    for i in range(16):
+        scratch[i] = max(scratch[i], scratch[i + 16])
+    for i in range(16):
+        best = max(best, scratch[i])
+    for p in range(PAGE):
+        scores[p] = exp32(scores[p] - best)
+    for i in range(32):
+        scratch[i] = scores[i] + scores[i + 32]
+    for i in range(16):
+        scratch[i] = scratch[i] + scratch[i + 16]
+    for i in range(8):
+        scratch[i] = scratch[i] + scratch[i + 8]
+    for i in range(4):
+        scratch[i] = scratch[i] + scratch[i + 4]
+    return best, (scratch[0] + scratch[2]) + (scratch[1] + scratch[3])
+
+
+@njit(nogil=True)
+def _page(rows, first, start, keys, values, page, ahead, head, positions, work):
+    """Attend with 1, 2, 3, 4 or 6 rows to what each sees of the page of positions start, ..."""
+    head_dim, padded = keys.shape[2], values.shape[3]
+    scores, totals, _, best = places(head_dim, padded)
+    weight, shrink, scratch = best + ROWS, best + 2 * ROWS, work[best + 4 * ROWS :]
+    row_scores, shrinks = scores + first * PAGE, shrink + first
+    score_rows(rows, work, first * head_dim, keys, page, ahead, head, row_scores)
+    common = PAGE
+    for r in range(first, first + rows):
+        count = min(positions[r] - start + 1, PAGE)
+        common = min(common, count)
+        row = work[scores + r * PAGE : scores + (r + 1) * PAGE]
+        new, added = _softmax(row, count, work[best + r], scratch)
+        factor = exp32(work[best + r] - new)
+        work[weight + r] = fma32(work[weight + r], factor, added)
+        work[shrink + r], work[best + r] = factor, new
+    row_totals = totals + first * padded
+    add_values(
+        rows, work, row_scores, values, page, ahead, head, shrinks, row_totals, 0, common
+    )  # fmt: skip
+    for r in range(first, first + rows):  # in a prompt, a token sees more than those before it
+        count = min(positions[r] - start + 1, PAGE)
+        if count > common:
+            work[shrink + r] = np.float32(1.0)
+            add_values(
+                1, work, scores + r * PAGE, values, page, page, head, shrink + r,
+                totals + r * padded, common, count,
+            )  # fmt: skip
+
+
+@njit(nogil=True)
+def walk_span(rows, keys, values, head, pages, span, final, work):
+    """Attend with rows of one sequence and KV head to the pages of one span, from nothing.
+
+    The pages go up to `final`, the last that any row sees.
+    """
+    head_dim, padded = keys.shape[2], values.shape[3]
+    positions = last_positions(head_dim, padded, work)
+    _, totals, _, best = places(head_dim, padded)
+    work[totals : totals + rows * padded] = np.float32(0.0)
+    work[best : best + rows] = _MASKED
+    work[best + ROWS : best + ROWS + rows] = np.float32(0.0)
+    for number in range(span * SPAN, min(span * SPAN + SPAN, final + 1)):
+        page, ahead = pages[number], pages[min(number + 1, final)]
+        start, r = number * PAGE, 0
+        while r < rows:
+            left = 0  # rows from r on that see something of this page
+            while r + left < rows and left <= 9 and positions[r + left] >= start:
+                left += 1
+            if left == 0:
+                r += 1
+                continue
+            together = left
+            if left > 4:
+                together = 6 if left == 6 or left >= 9 else (left + 1) // 2
+            _page(together, r, start, keys, values, page, ahead, head, positions, work)
+            ahead = page  # fetched once is enough
+            r += together
+
+
+@njit(nogil=True)
+def keep_span(found, row, head_dim, padded, work):
+    """Copy what a row found in a span to found [Hd' + 2]."""
+    _, totals, _, best = places(head_dim, padded)
+    found[:padded] = work[totals + row * padded : totals + (row + 1) * padded]
+    found[padded], found[padded + 1] = work[best + row], work[best + ROWS + row]
+
+
+@njit(nogil=True)
+def add_span(found, total, best, weight):
+    """Add what a row found in a span to what it found in those before; found [Hd' + 2]."""
+    size = total.shape[0]
+    new = max(found[size], best)
+    old_factor, factor = exp32(found[size] - new), exp32(best - new)
+    for d in range(size):
+        found[d] = fma32(total[d], factor, found[d] * old_factor)
+    found[size] = new
+    found[size + 1] = fma32(weight, factor, found[size + 1] * old_factor)
