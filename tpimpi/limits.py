@@ -7,7 +7,6 @@ Waterman and Patterson 2009, doi:10.1145/1498765.1498785, with the disk and the 
 
 from __future__ import annotations
 
-import mmap
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from tpimpi.comm import Group
 from tpimpi.encoding import ENCODINGS
 from tpimpi.kernels.matmul import matmul
+from tpimpi.kernels.pages import huge_pages
 from tpimpi.kernels.reading import read_memory
 from tpimpi.shard import Shard
 from tpimpi.tape import Tape
@@ -54,10 +54,8 @@ def node_of_each_rank(group: Group) -> list[int]:
 
 def memory_rates(group: Group, threads: int, repeats: int) -> np.ndarray:
     """Return bytes/s of plain reads, far beyond the caches [ranks, repeats] (collective)."""
-    memory = mmap.mmap(-1, MEMORY_BYTES)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)  # as resident weights have it
-    data, found = np.frombuffer(memory, np.uint64), np.zeros(threads, np.uint64)
+    data = np.frombuffer(huge_pages(MEMORY_BYTES), np.uint64)  # as resident weights lie
+    found = np.zeros(threads, np.uint64)
     data[...] = 1
     return data.nbytes / _seconds(group, repeats, lambda: read_memory(data, found, threads))
 

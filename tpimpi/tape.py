@@ -17,6 +17,7 @@ import numpy as np
 
 from tpimpi.directio import PAGE, DirectFile
 from tpimpi.encoding import ENCODINGS
+from tpimpi.kernels.pages import huge_pages
 from tpimpi.reads import Read, resident_reads, row_bytes, streamed_lap
 from tpimpi.shard import Shard, Stored
 
@@ -41,7 +42,7 @@ class Tape:
         self._rows = {name: resident.get(name, 0) for name in names}
         self._kept = {name: sum(r.resident == name for r in kept) for name in names}
         self._regions = {
-            name: _region(rows * row_bytes(self._tensors[name]))
+            name: huge_pages(-(-rows * row_bytes(self._tensors[name]) // PAGE) * PAGE)
             for name, rows in self._rows.items()
             if self._kept[name]
         }
@@ -49,7 +50,7 @@ class Tape:
         self.resident_bytes = sum(read.needed for read in kept)
         self.streamed_bytes = total - self.resident_bytes  # a lap
         self.ring_bytes = max(2 * lap.largest, min(ring_bytes, lap.length))
-        self._ring = mmap.mmap(-1, max(self.ring_bytes, PAGE))
+        self._ring = huge_pages(self.ring_bytes)
         self._file = DirectFile(shard.path)
         self._changed = threading.Condition()
         self._next = 0  # sequence number of the read to be begun next
@@ -178,13 +179,6 @@ class Tape:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
-
-
-def _region(nbytes: int) -> mmap.mmap:
-    region = mmap.mmap(-1, -(-nbytes // PAGE) * PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        region.madvise(mmap.MADV_HUGEPAGE)
-    return region
 
 
 def _view(tensor: Stored, memory: mmap.mmap, rows: int, offset: int) -> np.ndarray:
