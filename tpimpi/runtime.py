@@ -8,7 +8,7 @@ from tpimpi.buffers import buffer_bytes
 from tpimpi.comm import Group
 from tpimpi.config import ModelConfig
 from tpimpi.engine import Engine
-from tpimpi.kernels.matmul import scratch_floats
+from tpimpi.kernels import attention, matmul
 from tpimpi.kvcache import PAGE_TOKENS, KVCache, page_bytes
 from tpimpi.model import Model
 from tpimpi.partition import RankCut, pieces
@@ -90,7 +90,12 @@ def needs_of(
     norms = 4 * config.hidden_size * (2 * config.num_layers + 1)
     sampling = SAMPLING_BYTES * config.vocab_size if mine.rank == 0 else 0
     columns = max((tensor.shape[1] for tensor in tape.values()), default=0)
-    scratch = 4 * scratch_floats(work.prompt, columns, threads)
+    heads, kv_heads = len(mine.q_heads), len(mine.kv_heads)
+    shape = (heads, kv_heads, config.head_dim, work.context, threads)
+    scratch = 4 * max(  # kernels share it
+        matmul.scratch_floats(work.prompt, columns, threads),
+        *(attention.scratch_floats(tokens, *shape) for tokens in (1, work.prompt)),
+    )
     rows = max(work.logits, 1)
     one = buffer_bytes(config, mine, 1, 1)
     per_logits = buffer_bytes(config, mine, 1, 2) - one
@@ -99,7 +104,7 @@ def needs_of(
     return Needs(
         process=memory.resident_bytes(), peak=memory.peak_bytes(),
         fixed=norms + sampling + per_logits + scratch, per_token=per_token,
-        kv_page=page_bytes(config.num_layers, len(mine.kv_heads), config.head_dim),
+        kv_page=page_bytes(config.num_layers, kv_heads, config.head_dim),
         page_tokens=PAGE_TOKENS, tensors=tuple(tape.values()),
         blocks=tuple(blocks[b] for b in sorted(blocks)),
     )  # fmt: skip
