@@ -21,7 +21,7 @@ from tpimpi.kernels.pages import huge_pages
 from tpimpi.reads import Read, resident_reads, row_bytes, streamed_lap
 from tpimpi.shard import Shard, Stored
 
-READERS = 3  # reads in flight: one that the disk serves and two queued behind it
+READERS = 6  # reads in flight: enough for the disk also while other ranks have read ahead
 
 
 class Tape:
