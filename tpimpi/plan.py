@@ -21,7 +21,7 @@ DEFAULT_CHUNK = 512  # tokens of a prompt in a pass; longer ones gain nothing, a
 WINDOW_CHUNK = 256  # ... with --memory-window
 RING_BYTES = 32 << 20  # what reading ahead can use: some milliseconds of sampling and of sums
 SLACK_BYTES = 2 << 20  # by which two runs of the same program may differ
-MARGIN_BYTES = 8 << 20  # for what no account sees: allocator, stacks of threads, MPI's messages
+MARGIN_BYTES = 12 << 20  # for what no account sees: allocator, stacks of threads, MPI's messages
 
 
 @dataclass(frozen=True)
