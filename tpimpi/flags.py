@@ -102,7 +102,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     memory.add_argument(
         "--memory-window", metavar="N",
         type=_number(int, 2, why=" blocks: one is computed while the next is read"),
-        help="keep N blocks (half layers) in memory and stream the weights from disk, at least 2 "
+        help="keep N blocks (half layers) in memory and stream the weights from disk, at least 2, "
         "in place of a budget",
     )  # fmt: skip
     memory.add_argument(
