@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from test_bad_input import refused
 
+from test_bad_input import refused
 from test_cli import DEMO, output, run
 
 FLAGS = ["--shape", "tiny", "--seconds", 3, "--repeats", 2, "--prompts", "3,20", "--context", 40]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_bad_input import refused
 
+from test_bad_input import refused
 from test_cli import output, run
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "make_checkpoint.py"
