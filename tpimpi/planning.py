@@ -16,7 +16,7 @@ from tpimpi.budget import MemoryRequest
 from tpimpi.comm import Group
 from tpimpi.directio import PAGE
 from tpimpi.encoding import ENCODINGS
-from tpimpi.errors import UserError
+from tpimpi.errors import MachineError, UserError
 from tpimpi.files import free_disk
 from tpimpi.flags import memory_request
 from tpimpi.launch import cache_directory
@@ -123,7 +123,13 @@ class _Probe:
     def __init__(self, folder: Path):
         while not folder.is_dir():
             folder = folder.parent
-        nbytes = min(PROBE_BYTES, free_disk(folder) // 4 // PAGE * PAGE)
+        free = free_disk(folder)
+        nbytes = min(PROBE_BYTES, free // 4 // 2**20 * 2**20)
+        if not nbytes:
+            raise MachineError(
+                f"the disk of {folder} has {free / 2**20:.1f} MiB free, too few to time its reads; "
+                "free some space or name another folder with --save-dir"
+            )
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".tpimpi-probe-", delete=False) as file:
             self.path = Path(file.name)
             try:
