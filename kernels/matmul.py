@@ -1,8 +1,8 @@
 """x [T, K] times raw weights [N, K]: FP32 arithmetic, weights widened in registers.
 
 The same bits for an output element whatever T, N, the tile or the number of threads: a few tokens
-are multiplied where they lie, many in packed panels (Goto 2008, doi:10.1145/1356052.1356053), and
-both sum an element in the same 16 lanes over k, see `vector`.
+are multiplied where they lie, many in packed panels, see `gemm`, and both sum an element in the
+same 16 lanes over k, see `vector`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,20 @@ import numpy as np
 from numba import njit, prange, types
 
 from tpimpi.kernels import panels
-from tpimpi.kernels.panels import (
-    BLOCK,
-    TILE,
-    add_tile,
-    pack_rows,
-    pack_tokens,
-    store_tile,
+from tpimpi.kernels.gemm import (
+    BATCH,
+    multiply_panel,
+    pack_groups,
+    packed_floats,
+    thread_floats,
 )  # fmt: skip
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.variants import variant
 from tpimpi.kernels.vector import HAS_AVX512, ROWS, STREAMS, TOKENS, dot_block
 
-FEW = 2 * TOKENS if HAS_AVX512 else 6  # tokens up to which weights pass straight from memory
-BATCH = 128  # tokens packed at once: a weight is widened once for all of them
-_SHARE = 30 // panels.ROWS * panels.ROWS  # rows whose sums, for a batch, stay in the second cache
-_PANEL_ROWS, _PANEL_TOKENS = panels.ROWS, panels.TOKENS
-_PANEL = panels.ROWS * BLOCK  # floats of a panel of weights
+FEW = 2 * TOKENS if HAS_AVX512 else 7  # tokens up to which weights pass straight from memory
 _TASK_BYTES = 128 << 10  # of weights that a thread takes at a time for a few tokens
-_GROUPS = -(-BATCH // panels.TOKENS)
-_FIRST_SUM = _SHARE // panels.ROWS * _PANEL
-_THREAD = _FIRST_SUM + _SHARE // panels.ROWS * _GROUPS * TILE  # floats of one thread's scratch
 
 # numba sees an encoding as a dtype: int16 for f16, so that it isn't taken for bf16's uint16.
 _NUMBA_TYPES = {"f32": types.float32, "bf16": types.uint16, "f16": types.int16}
@@ -81,48 +73,6 @@ def _few(x, w, out, first, last):
             t += count
 
 
-@njit(nogil=True)
-def _pack(x, start, stop, packed, first, last):
-    """Pack the groups first .. last - 1 of the tokens start .. stop - 1."""
-    groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
-    for group in range(first, last):
-        for column in range(0, x.shape[1], BLOCK):
-            at = (column // BLOCK * groups + group) * _PANEL_TOKENS * BLOCK
-            pack_tokens(x, start + group * _PANEL_TOKENS, stop - 1, column, packed, at)
-
-
-@njit(nogil=True)
-def _share(packed, w, out, start, stop, first, last, work):
-    """Compute out[start:stop, first:last] from packed tokens; `work` is this thread's scratch."""
-    columns = w.shape[1]
-    token_groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
-    row_groups = (last - first + _PANEL_ROWS - 1) // _PANEL_ROWS
-    work[_FIRST_SUM : _FIRST_SUM + row_groups * token_groups * TILE] = np.float32(0.0)
-    for column in range(0, columns, BLOCK):
-        steps = 0
-        for r in range(row_groups):
-            steps = pack_rows(w, first + r * _PANEL_ROWS, last - 1, column, work, r * _PANEL)
-        row, then = first, column + BLOCK  # the weights to be fetched meanwhile
-        if then >= columns:
-            row, then = last, 0
-        for t in range(token_groups):
-            inputs = (column // BLOCK * token_groups + t) * _PANEL_TOKENS * BLOCK
-            for r in range(row_groups):
-                tile = t * row_groups + r
-                panel, sums, group = r * _PANEL, _FIRST_SUM + tile * TILE, row + r * _PANEL_ROWS
-                if token_groups < _PANEL_ROWS:  # each tile fetches a panel, else a row, or nothing
-                    add_tile(_PANEL_ROWS, work, panel, sums, packed, inputs, steps, w, group, then)
-                elif tile < row_groups * _PANEL_ROWS:
-                    add_tile(1, work, panel, sums, packed, inputs, steps, w, row + tile, then)
-                else:
-                    add_tile(0, work, panel, sums, packed, inputs, steps, w, row, then)
-    for r in range(row_groups):
-        for t in range(token_groups):
-            sums = _FIRST_SUM + (t * row_groups + r) * TILE
-            token, row = start + t * _PANEL_TOKENS, first + r * _PANEL_ROWS
-            store_tile(work, sums, out, token, stop - 1, row, last - 1)
-
-
 def _few_serial(x, w, out):
     _few(x, w, out, 0, w.shape[0])
 
@@ -144,34 +94,34 @@ def _few_parallel(x, w, out, threads, tasks):
         _few_tasks(x, w, out, threads, tasks)
 
 
-def _many_serial(x, w, out, work):
-    tokens, rows, packed = x.shape[0], w.shape[0], work[_THREAD:]
+def _many_serial(x, w, out, size, work):
+    tokens, rows, packed = x.shape[0], w.shape[0], work[size:]
     for start in range(0, tokens, BATCH):
         stop = min(start + BATCH, tokens)
-        _pack(x, start, stop, packed, 0, (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS)
-        for row in range(0, rows, _SHARE):
-            _share(packed, w, out, start, stop, row, min(row + _SHARE, rows), work)
+        pack_groups(x, start, stop, packed, 0, 1)
+        for row in range(0, rows, panels.ROWS):
+            multiply_panel(packed, w, out, start, stop, row, row + panels.ROWS, work)
 
 
 @njit(nogil=True)
 def _many_tasks(packed, w, out, start, stop, work, tasks):
-    rows = w.shape[0]
-    row = next_task(tasks) * _SHARE
+    rows, step = w.shape[0], panels.ROWS
+    row = next_task(tasks) * step
     while row < rows:
-        _share(packed, w, out, start, stop, row, min(row + _SHARE, rows), work)
-        row = next_task(tasks) * _SHARE
+        then = next_task(tasks) * step  # known so early that its weights are fetched meanwhile
+        multiply_panel(packed, w, out, start, stop, row, then, work)
+        row = then
 
 
-def _many_parallel(x, w, out, work, threads, tasks):
-    tokens, packed = x.shape[0], work[threads * _THREAD :]
+def _many_parallel(x, w, out, size, work, threads, tasks):
+    tokens, packed = x.shape[0], work[threads * size :]
     for start in range(0, tokens, BATCH):
         stop = min(start + BATCH, tokens)
-        groups = (stop - start + _PANEL_TOKENS - 1) // _PANEL_TOKENS
         tasks[0] = 0
         for part in prange(threads):
-            _pack(x, start, stop, packed, groups * part // threads, groups * (part + 1) // threads)
+            pack_groups(x, start, stop, packed, part, threads)
         for part in prange(threads):
-            _many_tasks(packed, w, out, start, stop, work[part * _THREAD :], tasks)
+            _many_tasks(packed, w, out, start, stop, work[part * size :], tasks)
 
 
 _FLOATS, _STRIDED = types.Array(types.float32, 2, "C"), types.Array(types.float32, 2, "A")
@@ -183,13 +133,18 @@ def scratch_floats(tokens: int, columns: int, threads: int) -> int:
     """Return how many floats of scratch a product of T tokens over K columns works in."""
     if tokens <= FEW:
         return 0
-    groups = min(-(-tokens // panels.TOKENS), _GROUPS)
-    return threads * _THREAD + groups * panels.TOKENS * -(-columns // BLOCK) * BLOCK
+    return threads * thread_floats(columns) + packed_floats(min(tokens, BATCH), columns)
 
 
 def _kernel(many: bool, parallel: bool, encoding: str) -> Callable:
     weights = types.Array(_NUMBA_TYPES[encoding], 2, "C")
-    arguments = (_FLOATS, weights, _STRIDED, *[_WORK] * many, *[types.intp, COUNTER] * parallel)
+    arguments = (
+        _FLOATS,
+        weights,
+        _STRIDED,
+        *[types.intp, _WORK] * many,
+        *[types.intp, COUNTER] * parallel,
+    )
     body = ((_few_serial, _few_parallel), (_many_serial, _many_parallel))[many][parallel]
     kernel = variant(body, f"matmul_{encoding}", arguments, parallel=parallel)
     _kernels[many, parallel, encoding] = kernel
@@ -206,5 +161,7 @@ def matmul(x: np.ndarray, w: np.ndarray, out: np.ndarray, threads: int, encoding
     kernel = _kernels.get((many, parallel, encoding)) or _kernel(many, parallel, encoding)
     if encoding == "f16":
         w = w.view(np.int16)
-    work = (scratch(scratch_floats(tokens, columns, threads)),) if many else ()
+    work = ()
+    if many:
+        work = thread_floats(columns), scratch(scratch_floats(tokens, columns, threads))
     kernel(x, w, out, *work, *((threads, counter()) if parallel else ()))

@@ -11,6 +11,7 @@ from numba import njit, types
 from tpimpi.kernels import (
     activation,
     attention,
+    gemm,
     matmul,
     norm,
     panels,
@@ -57,15 +58,15 @@ def bits(array):
 
 
 @pytest.mark.parametrize("encoding", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("columns", [1, 16, 203, panels.BLOCK, 2 * panels.BLOCK + 67, 8192 + 5])
+@pytest.mark.parametrize("columns", [1, 15, 16, 203, 1024, 2115, 8192 + 5])
 def test_matmul_bits_do_not_depend_on_company(encoding, columns):
     """One token alone is the measure: no batch, tile or number of threads changes a bit of it."""
-    tokens, rows = 141, 65
+    tokens, rows = gemm.BATCH + 23, 65
     x, w = normal(tokens, columns), encode(normal(rows, columns), encoding)
     alone = np.empty((tokens, rows), np.float32)
     for t in range(tokens):
         matmul.matmul(x[t : t + 1], w, alone[t : t + 1], 1, encoding)
-    edges = {matmul.FEW, panels.TOKENS, 16, 32, 64, matmul.BATCH}
+    edges = {matmul.FEW, panels.TOKENS, 16, 32, 64, 22 * panels.TOKENS}
     counts = {1, 2, 3, 5, tokens} | {edge + i for edge in edges for i in (-1, 0, 1)}
     for threads in (1, 2, 3):
         for count in counts:
