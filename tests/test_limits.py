@@ -22,11 +22,12 @@ def test_every_word_is_read(threads, size):
 
 def test_work_is_what_one_counts_by_hand():
     config = shape_config("tiny")  # 2 layers, D 64, F 160, 5 heads of 16, V 1031
-    layer = 4 * 64 * 80 + 3 * 64 * 160
+    layer, keys_values = 4 * 64 * 80 + 3 * 64 * 160, 2 * 64 * 80
     passes = [Pass(3, 10, 2)]  # positions 10, 11, 12
     one = work_of(passes, config, Partition.of(config, [1]), "bf16", [1000])
-    scores = 4 * 2 * 80 * (11 + 12 + 13)
-    assert one.flops.tolist() == [2 * (2 * layer * 3 + 1031 * 64 * 2) + scores]
+    scores = 4 * 80 * (11 + 12 + 13) + 4 * 80 * (12 + 13)
+    wanted = layer - keys_values + 1031 * 64  # what only serves the two whose logits are asked for
+    assert one.flops.tolist() == [2 * ((layer + keys_values) * 3 + wanted * 2) + scores]
     assert one.memory_bytes.tolist() == [2 * (2 * layer + 1031 * 64) + 2 * 2 * 80 * 4 * 13]
     assert one.streamed_bytes.tolist() == [1000]
     three = work_of(passes, config, Partition.of(config, [1] * 3), "bf16", [1, 2, 3])

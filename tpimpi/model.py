@@ -86,35 +86,51 @@ class Model:
         rope_tables(
             batch.positions, self._inv_freq, self.buffers.cos[:tokens], self.buffers.sin[:tokens]
         )
-        for layer in range(self.config.num_layers):
-            x += self._attend(layer, x, batch)  # [T, D]
+        last = self.config.num_layers - 1
+        for layer in range(last):
+            x += self._attend(layer, x, x, slice(None), batch)  # [T, D]
             x += self._feed_forward(layer, x)  # [T, D]
-        return self._head(x, batch.wanted)
+        # All tokens leave keys and values in the last layer, but only what is asked for goes on.
+        asked, which = x, slice(None)
+        if len(batch.wanted) != 1 or tokens != 1:
+            asked, which = self.buffers.last[: len(batch.wanted)], batch.wanted
+            np.take(x, which, axis=0, out=asked)  # [n, D]
+        asked += self._attend(last, x, asked, which, batch)  # [n, D]
+        asked += self._feed_forward(last, asked)  # [n, D]
+        return self._head(asked)
 
-    def _attend(self, layer: int, x: np.ndarray, batch: Batch) -> np.ndarray:
-        """Return the attention half of a layer, summed over all ranks [T, D]."""
-        tokens, at, head_dim = len(x), f"layers/{layer:02d}/attn", self.config.head_dim
-        h = self._norm(f"{at}/norm", x)  # [T, D]
-        q = self._product(f"{at}/q_proj", h, self.buffers.q)  # [T, H_loc Hd]
+    def _attend(
+        self, layer: int, x: np.ndarray, asked: np.ndarray, which: slice | np.ndarray, batch: Batch
+    ) -> np.ndarray:
+        """Return the attention half of a layer, summed over all ranks [n, D].
+
+        x [T, D] gives keys and values, asked [n, D] = x[which] the queries.
+        """
+        tokens, count, head_dim = len(x), len(asked), self.config.head_dim
+        at = f"layers/{layer:02d}/attn"
+        h = self._norm(f"{at}/norm", asked)  # [n, D]
+        q = self._product(f"{at}/q_proj", h, self.buffers.q)  # [n, H_loc Hd]
+        if asked is not x:
+            h = self._norm(f"{at}/norm", x)  # [T, D]
         k = self._product(f"{at}/k_proj", h, self.buffers.k)  # [T, K_loc Hd]
         v = self._product(f"{at}/v_proj", h, self.buffers.v)  # [T, K_loc Hd]
-        attended = self.buffers.attended[:tokens]  # [T, H_loc Hd]
+        attended = self.buffers.attended[:count]  # [n, H_loc Hd]
         if self._heads:
-            cos, sin = self.buffers.cos[:tokens], self.buffers.sin[:tokens]
-            q = q.reshape(tokens, self._heads, head_dim)  # [T, H_loc, Hd]
+            cos, sin = self.buffers.cos[:tokens], self.buffers.sin[:tokens]  # [T, Hd/2]
+            q = q.reshape(count, self._heads, head_dim)  # [n, H_loc, Hd]
             k = k.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
             v = v.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
-            rope(q, cos, sin, self._threads)
+            rope(q, cos[which], sin[which], self._threads)
             rope(k, cos, sin, self._threads)
             keys, values = self.cache.keys[layer], self.cache.values[layer]
             table, positions, slots = self.cache.page_table, batch.positions, batch.slots
             append_kv(k, v, keys, values, table, positions, slots, self._threads)
             attention(
-                q, keys, values, table, positions, slots,
-                attended.reshape(tokens, self._heads, head_dim), self._kv_index,
+                q, keys, values, table, positions[which], slots[which],
+                attended.reshape(count, self._heads, head_dim), self._kv_index,
                 np.float32(head_dim**-0.5), self._threads,
             )  # fmt: skip
-        partial = self._product(f"{at}/o_proj", attended, self.buffers.partial)  # [T, D]
+        partial = self._product(f"{at}/o_proj", attended, self.buffers.partial)  # [n, D]
         self._group.allreduce(partial)  # 1st sum of the layer
         return partial
 
@@ -129,17 +145,12 @@ class Model:
         self._group.allreduce(partial)  # 2nd sum of the layer
         return partial
 
-    def _head(self, x: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
-        count = len(wanted)
-        if not count:
-            for _ in self._tape.take("head"):  # a chunk of a prompt that no one asks about
-                pass
-            return None
-        last = self.buffers.last[:count]  # [n, D]
-        np.take(x, wanted, axis=0, out=last)
-        h = self._norm("norm", last)  # [n, D]
+    def _head(self, x: np.ndarray) -> np.ndarray | None:
+        h = self._norm("norm", x)  # [n, D]
         logits_loc = self._product("head", h, self.buffers.logits_loc)  # [n, V_loc]
-        logits = self.buffers.logits[:count] if self._group.rank == 0 else None  # [n, V]
+        if not len(x):
+            return None
+        logits = self.buffers.logits[: len(x)] if self._group.rank == 0 else None  # [n, V]
         self._group.gatherv_rows(logits_loc, logits, self._vocab_counts)
         return logits
 
@@ -149,12 +160,16 @@ class Model:
         return out
 
     def _product(self, name: str, x: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Multiply x [T, K] by the tape's next tensor [N, K], tile by tile, into out [:T, N]."""
+        """Multiply x [T, K] by the tape's next tensor [N, K], tile by tile, into out [:T, N].
+
+        Without tokens the tensor only passes, as in a chunk of a prompt that no one asks about.
+        """
         out = out[: len(x)]
         rows = 0
         for row, weights in self._tape.take(name):
             rows = row + len(weights)
-            matmul(x, weights, out[:, row:rows], self._threads, self._encoding[name])
+            if len(x):
+                matmul(x, weights, out[:, row:rows], self._threads, self._encoding[name])
         if rows == 0:
             out[...] = 0.0  # this rank owns no row, or no column, of the tensor
         return out

@@ -17,7 +17,7 @@ from tpimpi.partition import Partition, pieces
 
 @dataclass(frozen=True)
 class Pass:
-    """One trip over the tape: `tokens` rows from position `start`, logits for `wanted` of them."""
+    """One trip over the tape: `tokens` from position `start`, logits for the last `wanted`."""
 
     tokens: int
     start: int
@@ -58,22 +58,40 @@ def work_of(
 ) -> Amounts:
     """Add up the work of passes; `streamed` are the bytes that each rank reads in one pass."""
     flops, memory = [], []
-    layers, head_dim = config.num_layers, config.head_dim
+    layers, head_dim, itemsize = (
+        config.num_layers, config.head_dim, ENCODINGS[encoding].storage.itemsize,
+    )  # fmt: skip
     tokens, wanted = sum(p.tokens for p in passes), sum(p.wanted for p in passes)
+    asked = sum(p.wanted > 0 for p in passes)
     seen = sum(p.tokens * p.start + p.tokens * (p.tokens + 1) // 2 for p in passes)
     ends = sum(p.start + p.tokens for p in passes)
+    seen_last = sum(
+        p.wanted * (p.start + p.tokens) - p.wanted * (p.wanted - 1) // 2 for p in passes
+    )
     for mine in partition.ranks:
-        sizes = {p.name: p.shape[0] * p.shape[1] for p in pieces(config, mine) if p.streamed}
-        head, body = sizes.pop("head"), sum(sizes.values())
-        scores = 4 * layers * len(mine.q_heads) * head_dim * seen  # q k and p v, 2 FLOP each
-        flops.append(2 * (body * tokens + head * wanted) + scores)
-        weights = (body * len(passes) + head * sum(p.wanted > 0 for p in passes)) * (
-            ENCODINGS[encoding].storage.itemsize
-        )
+        body = last = 0
+        for piece in pieces(config, mine):
+            if piece.streamed:
+                size = piece.shape[0] * piece.shape[1]
+                of_wanted = _is_for_wanted(piece.name, layers)
+                body, last = body + size * (not of_wanted), last + size * of_wanted
+        pairs = (layers - 1) * seen + seen_last
+        scores = 4 * len(mine.q_heads) * head_dim * pairs  # q k and p v, 2 FLOP each
+        flops.append(2 * (body * tokens + last * wanted) + scores)
+        weights = (body * len(passes) + last * asked) * itemsize
         keys_values = 2 * layers * len(mine.kv_heads) * head_dim * 4 * ends  # float32
         memory.append(weights + keys_values)
     streamed = np.asarray(streamed, float) * len(passes)
     return Amounts(np.array(flops, float), np.array(memory, float), streamed)
+
+
+def _is_for_wanted(name: str, layers: int) -> bool:
+    """Return whether a tensor only serves tokens whose logits are asked for.
+
+    It is the head, and the last layer but for its keys and values.
+    """
+    in_last = name.startswith(f"layers/{layers - 1:02d}/")
+    return name == "head" or (in_last and not name.endswith(("k_proj", "v_proj")))
 
 
 def seconds_at_least(work: Amounts, rates: RankRates, sums: float) -> dict[str, float]:
