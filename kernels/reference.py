@@ -30,10 +30,10 @@ def rope(x, cos, sin, threads):
     x[..., half:] = b * cos[:, None] + a * sin[:, None]
 
 
-def silu_gate(gate, up, out, threads):
-    """Write gate / (1 + e^-gate) * up into out [T, F]."""
+def silu_gate(gate, up, threads):
+    """Replace gate [T, F] by gate / (1 + e^-gate) * up."""
     with np.errstate(over="ignore"):
-        out[...] = gate / (1 + np.exp(-gate)) * up
+        gate[...] = gate / (1 + np.exp(-gate)) * up
 
 
 def append_kv(k, v, keys, values, table, positions, slots, threads):

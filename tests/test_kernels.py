@@ -167,9 +167,9 @@ def test_silu_gate(threads):
     gate = np.concatenate([normal(9, 33) * 4, np.linspace(-100, 100, 33 * 9).reshape(9, 33)])
     gate = gate.astype(np.float32)
     up = normal(*gate.shape)
-    twin = np.empty_like(gate)
-    reference.silu_gate(gate, up, twin, threads)
-    activation.silu_gate(gate, up, gate, threads)
+    twin = gate.copy()
+    reference.silu_gate(twin, up, threads)
+    activation.silu_gate(gate, up, threads)
     np.testing.assert_allclose(gate, twin, rtol=1e-6, atol=1e-12)
 
 
@@ -305,5 +305,5 @@ def test_a_nan_is_never_hidden():
     )
     assert np.isnan(out).all()
     x = np.array([[np.nan, 1]], np.float32)
-    activation.silu_gate(x, np.ones_like(x), x, 1)
+    activation.silu_gate(x, np.ones_like(x), 1)
     assert np.isnan(x[0, 0]) and np.isfinite(x[0, 1])

@@ -140,7 +140,7 @@ class Model:
         h = self._norm(f"{at}/norm", x)  # [T, D]
         gate = self._product(f"{at}/gate_proj", h, self.buffers.gate)  # [T, F_loc]
         up = self._product(f"{at}/up_proj", h, self.buffers.up)  # [T, F_loc]
-        silu_gate(gate, up, gate, self._threads)  # [T, F_loc]
+        silu_gate(gate, up, self._threads)  # [T, F_loc]
         partial = self._product(f"{at}/down_proj", gate, self.buffers.partial)  # [T, D]
         self._group.allreduce(partial)  # 2nd sum of the layer
         return partial

@@ -63,7 +63,7 @@ def call_kernels(encodings: Iterable[str], threads: int) -> None:
             weights = np.zeros((HEAD_DIM, HEAD_DIM), ENCODINGS[encoding].storage)
             matmul(x, weights, out, threads, encoding)
         rmsnorm(x, x[0].copy(), 1e-5, out, threads)
-        silu_gate(x, x, out, threads)
+        silu_gate(out, x, threads)
         heads = np.ones((tokens, 1, HEAD_DIM), np.float32)
         half = np.ones((tokens, HEAD_DIM // 2), np.float32)
         rope(heads, half, half, threads)
