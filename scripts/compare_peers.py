@@ -22,7 +22,7 @@ from humanfriendly import InvalidSize, parse_size
 from make_checkpoint import positive
 
 from peers.cap import Cap, CapUnavailable, forget_cached
-from peers.child import run, turn
+from peers.child import run
 from peers.lineup import (
     PACKAGES,
     Program,
@@ -85,7 +85,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="where the files made are kept"
     )
-    parser.add_argument("--lock", type=Path, metavar="FILE", help="held (flock) while one is timed")
     args = parser.parse_args()
     wrong = set(args.programs) - {"tpimpi", *PACKAGES}
     if wrong or "tpimpi" not in args.programs:
@@ -114,10 +113,7 @@ def rounds(args, programs: list[Program], config, logits: Path | None, cap: int 
             say(f"round {number + 1} of {args.rounds}: {program.label}")
             file = str(logits / f"{program.label}.npy") if logits and not results else None
             command = [*program.command(), settings_of(program, config, prompts, tokens, file)]
-            with turn(args.lock):
-                result = (
-                    run_capped(command, args, program, cap) if cap else run(command, args.timeout)
-                )
+            result = run_capped(command, args, program, cap) if cap else run(command, args.timeout)
             if "missing" in result:
                 result = {"failed": missing(result["missing"])}
             if "failed" in result:

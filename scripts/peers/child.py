@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 from peers.cap import Cap
 from peers.worker import MISSING
 
 GRACE = 5  # seconds between asking to end and killing
-
-
-@contextmanager
-def turn(lock: Path | None):
-    """Hold a lock file, for machines on which several people measure."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    time.sleep(1)  # or those who wait would never get it: Linux doesn't hand it to them
 
 
 def run(command: list[str], seconds: float, cap: Cap | None = None) -> dict:

@@ -15,9 +15,6 @@ from tpimpi.errors import UserError
 
 WORKER = Path(__file__).with_name("worker.py")
 PACKAGES = ("llama.cpp", "transformers", "accelerate")
-# What tpimpi's ranks are told to hold of a cap: the rest is the kernel's share of a cgroup, such as
-# page tables and the pages of libraries and of the shard's index that pass through the page cache.
-BUDGET_SHARE = 0.93
 # Accelerate keeps this share resident; the rest is for Python, PyTorch and a layer in float32.
 OFFLOAD_SHARE = 0.33
 
@@ -107,10 +104,9 @@ def capped(
     model: Path, gguf: dict[str, Path], shards: list[Path], threads: int, cap: int, folder: Path
 ) -> list[Program]:
     """Return the programs that can run with less memory than the weights take, ours first."""
-    budget = int(cap * BUDGET_SHARE)
     rows = [Program(
-        f"tpimpi np 1, budget {budget / 1e6:.0f} MB", "tpimpi", "tpimpi", str(model), threads,
-        flags=["--memory-budget", str(budget)], files=shards,
+        "tpimpi np 1, budget max", "tpimpi", "tpimpi", str(model), threads,
+        flags=["--memory-budget", "max"], files=shards,
     )]  # fmt: skip
     stored = list(gguf)[-1:]
     for row in _llama_cpp({name: gguf[name] for name in stored}, threads, 0):
