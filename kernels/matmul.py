@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit, prange, types
 
 from tpimpi.kernels import panels
+from tpimpi.kernels.emit import HAS_AVX512
 from tpimpi.kernels.gemm import (
     BATCH,
     multiply_panel,
@@ -23,7 +24,7 @@ from tpimpi.kernels.gemm import (
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.variants import variant
-from tpimpi.kernels.vector import HAS_AVX512, ROWS, STREAMS, TOKENS, dot_block
+from tpimpi.kernels.vector import ROWS, STREAMS, TOKENS, dot_block
 
 FEW = 2 * TOKENS if HAS_AVX512 else 7  # tokens up to which weights pass straight from memory
 _TASK_BYTES = 128 << 10  # of weights that a thread takes at a time for a few tokens

@@ -13,20 +13,20 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tpimpi.kernels.vector import (
+from tpimpi.kernels.emit import (
     F32,
     HAS_AVX,
     HAS_AVX512,
     I32,
     I64,
     IS_ARM,
-    LANES,
-    WIDEN,
     emit_loop,
     emit_prefetch,
     fma,
     splat,
 )  # fmt: skip
+from tpimpi.kernels.vector import LANES
+from tpimpi.kernels.widening import WIDEN, widen_element
 
 _WIDTH = 16 if HAS_AVX512 else 8 if HAS_AVX else 4  # lanes of one register
 _VECTORS = 4 if IS_ARM else 2
@@ -202,16 +202,6 @@ def _pack_whole(typing_context, w, first, last, steps, panel, at, lane):
     return types.void(w, i, i, i, panel, i, i), codegen
 
 
-@intrinsic
-def _widen_element(typing_context, raw):
-    widen = WIDEN[raw][2]
-
-    def codegen(context, builder, sig, args):
-        return widen(builder, args[0])
-
-    return types.float32(raw), codegen
-
-
 @njit(nogil=True)
 def pack_rows(w, first, last, panel, at, lane):
     """Pack rows first .. first + ROWS - 1 [., K] as [16, lane]: for each lane [K / 16, ROWS].
@@ -224,7 +214,7 @@ def pack_rows(w, first, last, panel, at, lane):
     for k in range(whole * LANES, columns):
         place = at + (k - whole * LANES) * lane + whole * ROWS
         for r in range(ROWS):
-            panel[place + r] = _widen_element(w[min(first + r, last), k])
+            panel[place + r] = widen_element(w[min(first + r, last), k])
 
 
 @njit(nogil=True)

@@ -79,7 +79,7 @@ def _page(rows, first, start, keys, values, page, ahead, head, positions, work):
     scores, totals, _, best = places(head_dim, padded)
     weight, shrink, scratch = best + ROWS, best + 2 * ROWS, work[best + 4 * ROWS :]
     row_scores, shrinks = scores + first * PAGE, shrink + first
-    score_rows(rows, work, first * head_dim, keys, page, ahead, head, row_scores)
+    score_rows(rows, work, keys, page, ahead, head, first * head_dim, row_scores)
     common = PAGE
     for r in range(first, first + rows):
         count = min(positions[r] - start + 1, PAGE)
@@ -91,15 +91,15 @@ def _page(rows, first, start, keys, values, page, ahead, head, positions, work):
         work[shrink + r], work[best + r] = factor, new
     row_totals = totals + first * padded
     add_values(
-        rows, work, row_scores, values, page, ahead, head, shrinks, row_totals, 0, common
+        rows, work, values, page, ahead, head, row_scores, row_totals, shrinks, 0, common
     )  # fmt: skip
     for r in range(first, first + rows):  # in a prompt, a token sees more than those before it
         count = min(positions[r] - start + 1, PAGE)
         if count > common:
             work[shrink + r] = np.float32(1.0)
             add_values(
-                1, work, scores + r * PAGE, values, page, page, head, shrink + r,
-                totals + r * padded, common, count,
+                1, work, values, page, page, head, scores + r * PAGE, totals + r * padded,
+                shrink + r, common, count,
             )  # fmt: skip
 
 

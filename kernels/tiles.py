@@ -11,7 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tpimpi.kernels.vector import F32, HAS_AVX512, I32, I64, LANES, emit_loop, fma, splat
+from tpimpi.kernels.emit import F32, HAS_AVX512, I32, I64, emit_loop, emit_prefetch, fma, splat
+from tpimpi.kernels.vector import LANES
 
 PAGE = 64  # positions in a page
 _VECTOR = ir.VectorType(F32, LANES)
@@ -40,13 +41,7 @@ class _Floats:
 
     def prefetch(self, row, column):
         """Ask for a vector's lines, into the second cache: a whole page would fill the first."""
-        builder = self._builder
-        kinds = [ir.PointerType(), I32, I32, I32]
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
-        )
-        hints = [ir.Constant(I32, hint) for hint in (0, 2, 1)]  # read, second cache, data
-        builder.call(function, [self._at(row, column), *hints])
+        emit_prefetch(self._builder, self._at(row, column), 2)
 
     def store(self, vector, row, column):
         self._builder.store(vector, self._at(row, column)).align = 4
@@ -131,7 +126,7 @@ def _emit_scores(rows: int):
 
 
 def _emit_values(rows: int):
-    def emit(builder, weights, values, ahead, shrink, total, padded, start, stop):
+    def emit(builder, weights, values, ahead, total, padded, shrink, start, stop):
         page, zero = ir.Constant(I64, PAGE), ir.Constant(I64, 0)
         numbers = [ir.Constant(I64, r) for r in range(rows)]
         factors, scales = _Floats(builder, weights, page), _Floats(builder, shrink, numbers[0])
@@ -197,65 +192,54 @@ def _page_of(context, builder, kind, value, page, head):
     return builder.add(builder.ptrtoint(array.data, I64), offset)
 
 
+def _emit_tile(context, builder, sig, args, functions, axis, rest=()):
+    """Emit the call for some rows; shape[axis] of the pages is a factor's or a total's size."""
+    rows, memory, pool, page, ahead, head, factors, result = args
+    kind, pages = sig.args[1], sig.args[2]
+    shape = context.make_array(pages)(context, builder, pool).shape
+    arguments = [
+        _place(context, builder, kind, memory, factors),
+        _page_of(context, builder, pages, pool, page, head),
+        _page_of(context, builder, pages, pool, ahead, head),
+        _place(context, builder, kind, memory, result),
+        cgutils.unpack_tuple(builder, shape, 4)[axis],
+        *rest,
+    ]
+    _call_for(builder, rows, functions, arguments)
+    return context.get_dummy_value()
+
+
 @intrinsic
-def score_rows(typing_context, rows, work, q, keys, page, ahead, head, scores):
+def score_rows(typing_context, rows, work, keys, page, ahead, head, q, scores):
     """scores[r] = q[r] k for r < rows, one of TOGETHER; k is keys[page, head] [Hd, PAGE].
 
     q, scores: where rows [., Hd] and [., PAGE] begin in `work`; `ahead`: the page to fetch.
     """
 
     def codegen(context, builder, sig, args):
-        count, memory, q_at, pool, page_number, next_page, head_number, scores_at = args
-        kind, pages = sig.args[1], sig.args[3]
-        shape = cgutils.unpack_tuple(
-            builder, context.make_array(pages)(context, builder, pool).shape, 4
-        )
-        arguments = [
-            _place(context, builder, kind, memory, q_at),
-            _page_of(context, builder, pages, pool, page_number, head_number),
-            _page_of(context, builder, pages, pool, next_page, head_number),
-            _place(context, builder, kind, memory, scores_at),
-            shape[2],
-        ]
-        _call_for(builder, count, _SCORES, arguments)
-        return context.get_dummy_value()
+        return _emit_tile(context, builder, sig, args, _SCORES, 2)
 
     i = types.intp
-    return types.void(i, work, i, keys, i, i, i, i), codegen
+    return types.void(i, work, keys, i, i, i, i, i), codegen
 
 
 @intrinsic
 def add_values(
-    typing_context, rows, work, weights, values, page, ahead, head, shrink, total, start, stop
+    typing_context, rows, work, values, page, ahead, head, weights, total, shrink, start, stop
 ):  # fmt: skip
     """total[r] = total[r] shrink[r] + the sum of weights[r, p] v[p], start <= p < stop, in order.
 
     For r < rows, one of TOGETHER; v is values[page, head] [PAGE, Hd']. weights [., PAGE],
-    shrink [.], total [., Hd']: where they begin in `work`; `ahead`: the page to fetch.
+    total [., Hd'], shrink [.]: where they begin in `work`; `ahead`: the page to fetch.
     """
 
     def codegen(context, builder, sig, args):
-        count, memory, weights_at, pool, page_number, next_page, head_number = args[:7]
-        shrink_at, total_at, first, last = args[7:]
-        kind, pages = sig.args[1], sig.args[3]
-        shape = cgutils.unpack_tuple(
-            builder, context.make_array(pages)(context, builder, pool).shape, 4
-        )
-        arguments = [
-            _place(context, builder, kind, memory, weights_at),
-            _page_of(context, builder, pages, pool, page_number, head_number),
-            _page_of(context, builder, pages, pool, next_page, head_number),
-            _place(context, builder, kind, memory, shrink_at),
-            _place(context, builder, kind, memory, total_at),
-            shape[3],
-            first,
-            last,
-        ]
-        _call_for(builder, count, _VALUES, arguments)
-        return context.get_dummy_value()
+        *common, shrink_at, first, last = args
+        rest = _place(context, builder, sig.args[1], args[1], shrink_at), first, last
+        return _emit_tile(context, builder, sig, common, _VALUES, 3, rest)
 
     i = types.intp
-    return types.void(i, work, i, values, i, i, i, i, i, i, i), codegen
+    return types.void(i, work, values, i, i, i, i, i, i, i, i), codegen
 
 
 @intrinsic

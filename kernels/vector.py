@@ -10,83 +10,17 @@ from __future__ import annotations
 import llvmlite.ir as ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-LANES = 16
-F32, _I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+from tpimpi.kernels.emit import F32, HAS_AVX512, I32, I64, emit_loop, emit_prefetch, fma, splat
+from tpimpi.kernels.widening import WIDEN
 
-_TRIPLE, _CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
-HAS_AVX, HAS_AVX512 = "+avx" in _FEATURES, "+avx512f" in _FEATURES
-IS_ARM = _TRIPLE.startswith(("aarch64", "arm64"))
-# Without these LLVM calls a library function for half -> float that is not there.
-HAS_HALF = "+f16c" in _FEATURES or IS_ARM
+LANES = 16
 ROWS, TOKENS = (4, 6) if HAS_AVX512 else (2, 3)  # accumulators that the registers hold
 # Rows side by side for one token. Each is a stream from memory of its own: with AVX-512 one reached
 # 0.95 of the read rate and four 0.65, on an AVX2 machine one 0.7 and four 0.9.
 STREAMS = 1 if HAS_AVX512 else 4
 HEAD = 64  # columns of a stream's next row to fetch ahead; the hardware goes on from there
-
-
-def _lanes_of(scalar: ir.Type, like: ir.Type) -> ir.Type:
-    return ir.VectorType(scalar, like.count) if isinstance(like, ir.VectorType) else scalar
-
-
-def splat(kind: ir.Type, value) -> ir.Constant:
-    if isinstance(kind, ir.VectorType):
-        return ir.Constant(kind, [value] * kind.count)
-    return ir.Constant(kind, value)
-
-
-def widen_bf16(builder, raw):
-    """Emit bf16 -> f32 for i16 or a vector of it: the upper half of a float32."""
-    wide = _lanes_of(I32, raw.type)
-    bits = builder.shl(builder.zext(raw, wide), splat(wide, 16))
-    return builder.bitcast(bits, _lanes_of(F32, raw.type))
-
-
-def widen_f16_in_hardware(builder, raw):
-    """Emit f16 -> f32 by the machine's own instruction."""
-    return builder.fpext(
-        builder.bitcast(raw, _lanes_of(ir.HalfType(), raw.type)), _lanes_of(F32, raw.type)
-    )
-
-
-def widen_f16_by_integers(builder, raw):
-    """Emit f16 -> f32 with shifts and one exact product, for machines without the instruction.
-
-    Exponent and mantissa shifted to their places make a float32 that is 2^112 too small, also where
-    the half is subnormal; infinities and NaN get all exponent bits afterwards.
-    """
-    wide, floats = _lanes_of(I32, raw.type), _lanes_of(F32, raw.type)
-    bits = builder.zext(raw, wide)
-    magnitude = builder.and_(bits, splat(wide, 0x7FFF))
-    sign = builder.shl(builder.and_(bits, splat(wide, 0x8000)), splat(wide, 16))
-    shifted = builder.bitcast(builder.shl(magnitude, splat(wide, 13)), floats)
-    scaled = builder.bitcast(builder.fmul(shifted, splat(floats, 2.0**112)), wide)
-    special = builder.icmp_unsigned(">=", magnitude, splat(wide, 0x7C00))
-    full = builder.or_(scaled, splat(wide, 0x7F800000))
-    return builder.bitcast(builder.or_(builder.select(special, full, scaled), sign), floats)
-
-
-widen_f16 = widen_f16_in_hardware if HAS_HALF else widen_f16_by_integers
-
-# The dtype under which raw weights come to the kernels tells their encoding.
-WIDEN = {
-    types.float32: (F32, 4, lambda builder, raw: raw),
-    types.uint16: (_I16, 2, widen_bf16),
-    types.int16: (_I16, 2, widen_f16),
-}
-
-
-def fma(builder, a, b, c):
-    # Fused where the target can, else a product and a sum: never a call of a library.
-    kind = a.type
-    suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}"
-    )
-    return builder.call(function, [a, b, c])
 
 
 def _sum_lanes(builder, vector):
@@ -110,7 +44,7 @@ def _shuffle(builder, a, b, lanes):
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
-def four_lanes(builder, parts):
+def _four_lanes(builder, parts):
     """Emit the first steps of the tree: halves are added until a vector of 4 lanes is left."""
     while len(parts) > 1:
         half = len(parts) // 2
@@ -124,7 +58,7 @@ def four_lanes(builder, parts):
     return vector
 
 
-def transposed_sums(builder, vectors):
+def _transposed_sums(builder, vectors):
     """Emit the tree's last two steps for four vectors at once; return their sums in a vector."""
 
     def halves_added(a, b):
@@ -140,18 +74,8 @@ def _sums_of_lanes(builder, vectors):
     """Emit the sums of several vectors: four at a time share the tree's last steps."""
     if len(vectors) != 4:
         return [_sum_lanes(builder, vector) for vector in vectors]
-    totals = transposed_sums(builder, [four_lanes(builder, [vector]) for vector in vectors])
+    totals = _transposed_sums(builder, [_four_lanes(builder, [vector]) for vector in vectors])
     return [builder.extract_element(totals, ir.Constant(I32, lane)) for lane in range(4)]
-
-
-def emit_prefetch(builder, pointer, locality: int):
-    """Ask for a cache line: locality 3 means the first cache, 2 the second."""
-    kinds = [ir.PointerType(), I32, I32, I32]
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0"
-    )
-    hints = [ir.Constant(I32, hint) for hint in (0, locality, 1)]  # read, keep, data
-    builder.call(function, [pointer, *hints])
 
 
 class _Rows:
@@ -207,30 +131,6 @@ def _emit_products(builder, accumulators, weights, inputs, widen, column, lanes,
                 one = fma(builder, wide[r], x, builder.extract_element(sums, lane))
                 result[r].append(builder.insert_element(sums, one, lane))
     return result
-
-
-def emit_loop(builder, start, stop, step, accumulators, body):
-    """Emit `for k in range(start, stop, step)` with the accumulators as loop variables."""
-    before, head = builder.block, builder.append_basic_block("head")
-    inside, after = builder.append_basic_block("body"), builder.append_basic_block("after")
-    builder.branch(head)
-    builder.position_at_end(head)
-    k = builder.phi(I64)
-    k.add_incoming(start, before)
-    phis = [[builder.phi(value.type) for value in row] for row in accumulators]
-    for row, values in zip(phis, accumulators, strict=True):
-        for phi, value in zip(row, values, strict=True):
-            phi.add_incoming(value, before)
-    builder.cbranch(builder.icmp_signed("<", k, stop), inside, after)
-    builder.position_at_end(inside)
-    results = body(k, phis)
-    k.add_incoming(builder.add(k, ir.Constant(I64, step)), builder.block)
-    for row, values in zip(phis, results, strict=True):
-        for phi, value in zip(row, values, strict=True):
-            phi.add_incoming(value, builder.block)
-    builder.branch(head)
-    builder.position_at_end(after)
-    return phis
 
 
 @intrinsic(prefer_literal=True)
@@ -294,16 +194,3 @@ def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-def _widening(emit):
-    def typed(typing_context, raw):
-        def codegen(context, builder, sig, args):
-            return emit(builder, args[0])
-
-        return types.float32(types.uint16), codegen
-
-    return typed
-
-
-f16_by_integers = intrinsic(_widening(widen_f16_by_integers))

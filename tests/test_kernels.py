@@ -21,7 +21,7 @@ from tpimpi.kernels import (
     softmax,
     variants,
 )
-from tpimpi.kernels.vector import f16_by_integers
+from tpimpi.kernels.widening import f16_by_integers
 
 RANDOM = np.random.default_rng(5)
 
