@@ -17,7 +17,7 @@ from tpimpi.convert import ensure_shards
 from tpimpi.encoding import ENCODINGS
 from tpimpi.errors import MachineError, UserError
 from tpimpi.partition import Partition, pieces
-from tpimpi.shard import ShardWriter
+from tpimpi.shardwriter import ShardWriter
 from tpimpi.tape import Tape
 
 

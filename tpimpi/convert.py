@@ -15,7 +15,8 @@ from tpimpi.comm import CHUNK, Group, describe
 from tpimpi.config import ModelConfig
 from tpimpi.errors import MachineError
 from tpimpi.partition import Partition, Piece, pieces
-from tpimpi.shard import Identity, Shard, ShardWriter, shard_name
+from tpimpi.shard import Identity, Shard, shard_name
+from tpimpi.shardwriter import ShardWriter
 
 TAG = 7
 

@@ -24,7 +24,8 @@ from tpimpi.errors import UserError
 from tpimpi.files import free_disk
 from tpimpi.launch import cache_directory
 from tpimpi.partition import Partition, Piece, pieces
-from tpimpi.shard import Identity, Shard, ShardWriter, shard_name
+from tpimpi.shard import Identity, Shard, shard_name
+from tpimpi.shardwriter import ShardWriter
 
 BLOCK = (1 << 20) - 3  # numbers drawn: a prime, so that no row length falls into step with it
 SPARE_BYTES = 1 << 30  # room that is left on a disk
