@@ -145,15 +145,29 @@ def add_lane(typing_context, count, work, w_at, at, merges, inputs, x_at, steps,
     return types.void(count, work, i, i, i, inputs, i, i, raw, i, i), codegen
 
 
+def _joined(builder, parts):
+    """Emit one vector of several, of a power of two."""
+    while len(parts) > 1:
+        order = list(range(2 * parts[0].type.count))
+        order = ir.Constant(ir.VectorType(I32, len(order)), order)
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [builder.shuffle_vector(a, b, order) for a, b in pairs]
+    return parts[0]
+
+
 def _transposed(builder, rows):
-    """Emit the columns of n vectors of n: each round interleaves the first half with the second."""
-    count = len(rows)
-    mask, half = ir.VectorType(I32, count), count // 2
-    low = ir.Constant(mask, [lane // 2 + lane % 2 * count for lane in range(count)])
-    high = ir.Constant(mask, [half + lane // 2 + lane % 2 * count for lane in range(count)])
+    """Emit the columns of blocks of n x n that lie side by side in n vectors.
+
+    Each round interleaves the first half of the vectors with the second, block by block.
+    """
+    count, length = len(rows), rows[0].type.count
+    half, starts = count // 2, range(0, length, count)
+    low = [at + lane // 2 + lane % 2 * length for at in starts for lane in range(count)]
+    high = [lane + half for lane in low]
+    orders = [ir.Constant(ir.VectorType(I32, length), order) for order in (low, high)]
     for _ in range(count.bit_length() - 1):
         pairs = zip(rows[:half], rows[half:], strict=True)
-        rows = [builder.shuffle_vector(a, b, order) for a, b in pairs for order in (low, high)]
+        rows = [builder.shuffle_vector(a, b, order) for a, b in pairs for order in orders]
     return rows
 
 
@@ -161,7 +175,8 @@ def _transposed(builder, rows):
 def _pack_whole(typing_context, w, first, last, steps, panel, at, lane):
     """Pack the first 16 * steps columns of ROWS rows; lanes are `lane` floats apart."""
     element, itemsize, widen = WIDEN[w.dtype]
-    side = 16 // itemsize  # columns of a register of 16 bytes, in which a block is transposed
+    side = 16 // itemsize  # columns of a block: instructions shuffle within 16 bytes
+    together = min(ROWS, 16)  # rows that are transposed at once, block beside block
 
     def codegen(context, builder, sig, args):
         array, first_row, last_row, whole, out, out_at, apart = args
@@ -180,13 +195,12 @@ def _pack_whole(typing_context, w, first, last, steps, panel, at, lane):
         def steps_of(count):
             def emit(k, _):
                 column, place = builder.mul(k, _int(LANES)), builder.mul(k, _int(ROWS))
-                for r in range(0, ROWS, side):
+                for r in range(0, ROWS, together):
                     for c in range(0, count * LANES, side):
-                        block = [
-                            row.load(column, c, ir.VectorType(element, side))
-                            for row in rows[r : r + side]
-                        ]
-                        for i, values in enumerate(_transposed(builder, block), c):
+                        kind = ir.VectorType(element, side)
+                        loaded = [row.load(column, c, kind) for row in rows[r : r + together]]
+                        blocks = [_joined(builder, loaded[i::side]) for i in range(side)]
+                        for i, values in enumerate(_transposed(builder, blocks), c):
                             at = i // LANES * ROWS + r
                             lanes[i % LANES].store(widen(builder, values), place, at)
                 return []
