@@ -29,8 +29,10 @@ _SAME_SUMS = {
 }
 
 # Threads that spin between kernels take the cores from readers, and from other ranks and programs:
-# on a machine shared with others a token took up to ten times as long.
+# on a machine shared with others a token took up to ten times as long. With a core for each thread
+# they look on for some hundred microseconds, as to be woken takes longer than most gaps last.
 _WAITING = {"OMP_WAIT_POLICY": "passive"}
+_LINGERING = {"GOMP_SPINCOUNT": "5000"}
 
 # Ranks that spin while they wait take the core from the rank they wait for.
 _YIELDING = {
@@ -106,7 +108,9 @@ def prepare(threads: int | None) -> int:
     if threads is None:
         threads = max(1, cores // local)
     settings = _SAME_SUMS | _WAITING
-    if local * threads > cores:
+    if local * threads <= cores:
+        settings |= _LINGERING
+    else:
         settings |= _YIELDING
         _wake_punctually()
     for name, value in settings.items():
