@@ -11,6 +11,7 @@ F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(
 _TRIPLE, _CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
 HAS_AVX, HAS_AVX512 = "+avx" in _FEATURES, "+avx512f" in _FEATURES
 IS_ARM = _TRIPLE.startswith(("aarch64", "arm64"))
+IS_ZEN = _CPU.startswith("znver")
 # Without these LLVM calls a library function for half -> float that is not there.
 HAS_HALF = "+f16c" in _FEATURES or IS_ARM
 

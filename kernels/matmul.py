@@ -24,54 +24,49 @@ from tpimpi.kernels.gemm import (
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.variants import variant
-from tpimpi.kernels.vector import ROWS, STREAMS, TOKENS, dot_block
+from tpimpi.kernels.vector import FAR, ROWS, STREAMS, TOKENS, dot_block
 
 FEW = 2 * TOKENS if HAS_AVX512 else 7  # tokens up to which weights pass straight from memory
-_TASK_BYTES = 128 << 10  # of weights that a thread takes at a time for a few tokens
+_TASK_BYTES = (256 if FAR else 128) << 10  # that a thread takes at a time for a few tokens
 
 # numba sees an encoding as a dtype: int16 for f16, so that it isn't taken for bf16's uint16.
 _NUMBA_TYPES = {"f32": types.float32, "bf16": types.uint16, "f16": types.int16}
 
 
 @njit(nogil=True)
-def _tokens(x, t, count, w, n, out):
-    """Multiply one group of ROWS rows with 1 to TOKENS tokens."""
+def _tokens(x, t, count, w, n, apart, out):
+    """Multiply rows n, n + apart, ... with 1 to TOKENS tokens; STREAMS rows, or ROWS for more."""
     if count == 1:
-        dot_block(ROWS, 1, x, t, w, n, out, t, n)
+        dot_block(STREAMS, 1, x, t, w, n, apart, out, t, n)
     elif count == 2:
-        dot_block(ROWS, 2, x, t, w, n, out, t, n)
+        dot_block(ROWS, 2, x, t, w, n, apart, out, t, n)
     elif count == 3:
-        dot_block(ROWS, 3, x, t, w, n, out, t, n)
+        dot_block(ROWS, 3, x, t, w, n, apart, out, t, n)
     elif TOKENS > 3 and count == 4:
-        dot_block(ROWS, 4, x, t, w, n, out, t, n)
+        dot_block(ROWS, 4, x, t, w, n, apart, out, t, n)
     elif TOKENS > 3 and count == 5:
-        dot_block(ROWS, 5, x, t, w, n, out, t, n)
+        dot_block(ROWS, 5, x, t, w, n, apart, out, t, n)
     elif TOKENS > 3 and count == 6:
-        dot_block(ROWS, 6, x, t, w, n, out, t, n)
+        dot_block(ROWS, 6, x, t, w, n, apart, out, t, n)
 
 
 @njit(nogil=True)
 def _few(x, w, out, first, last):
     """Compute out[:, first:last] straight from x and w."""
     tokens = x.shape[0]
-    if tokens == 1 or last - first < ROWS:
-        whole = first
-        if STREAMS > 1 and tokens == 1:
-            whole = last - (last - first) % STREAMS
-            for n in range(first, whole, STREAMS):
-                dot_block(STREAMS, 1, x, 0, w, n, out, 0, n)
-        for n in range(whole, last):
-            for t in range(tokens):
-                dot_block(1, 1, x, t, w, n, out, t, n)
-        return
     blocks = (tokens + TOKENS - 1) // TOKENS
-    for group in range(first, last, ROWS):
-        n = min(group, last - ROWS)  # the last group overlaps: the same bits once more
+    rows = STREAMS if tokens == 1 else ROWS
+    groups = (last - first) // rows
+    apart, step = (groups, 1) if FAR else (1, rows)
+    for group in range(groups):
         t = 0
         for block in range(blocks):
             count = (tokens - t) // (blocks - block)
-            _tokens(x, t, count, w, n, out)
+            _tokens(x, t, count, w, first + group * step, apart, out)
             t += count
+    for n in range(first + groups * rows, last):
+        for t in range(tokens):
+            dot_block(1, 1, x, t, w, n, 1, out, t, n)
 
 
 def _few_serial(x, w, out):
@@ -82,7 +77,7 @@ def _few_serial(x, w, out):
 def _few_tasks(x, w, out, threads, tasks):
     rows, row_bytes = w.shape[0], max(w.shape[1] * w.itemsize, 1)
     step = min(max(_TASK_BYTES // row_bytes, 1), rows // (8 * threads) + 1)
-    step = (step + ROWS - 1) // ROWS * ROWS
+    step = (step + STREAMS - 1) // STREAMS * STREAMS
     first = next_task(tasks) * step
     while first < rows:
         _few(x, w, out, first, min(first + step, rows))

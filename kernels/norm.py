@@ -14,7 +14,7 @@ def _some(x, weight, eps, out, first, last):
     """Normalize the tokens first .. last - 1."""
     dim = x.shape[1]
     for t in range(first, last):
-        dot_block(1, 1, x, t, x, t, out, t, 0)  # the sum of squares, in out's first column
+        dot_block(1, 1, x, t, x, t, 1, out, t, 0)  # the sum of squares, in out's first column
         scale = np.float32(1.0) / np.sqrt(out[t, 0] / np.float32(dim) + eps)
         for d in range(dim):
             out[t, d] = weight[d] * (x[t, d] * scale)

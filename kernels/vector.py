@@ -12,15 +12,28 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tpimpi.kernels.emit import F32, HAS_AVX512, I32, I64, emit_loop, emit_prefetch, fma, splat
+from tpimpi.kernels.emit import (
+    F32,
+    HAS_AVX512,
+    I32,
+    I64,
+    IS_ZEN,
+    emit_loop,
+    emit_prefetch,
+    fma,
+    splat,
+)
 from tpimpi.kernels.widening import WIDEN
 
 LANES = 16
 ROWS, TOKENS = (4, 6) if HAS_AVX512 else (2, 3)  # accumulators that the registers hold
-# Rows side by side for one token. Each is a stream from memory of its own: with AVX-512 one reached
-# 0.95 of the read rate and four 0.65, on an AVX2 machine one 0.7 and four 0.9.
-STREAMS = 1 if HAS_AVX512 else 4
-HEAD = 64  # columns of a stream's next row to fetch ahead; the hardware goes on from there
+STREAMS = 4  # rows side by side for one token: one alone doesn't keep the memory busy
+# A core waits for few lines at once. Fetched by software in time, from rows FAR apart, weights come
+# at 0.95 of the read rate on Intel's cores, where rows side by side reach 0.65; on Zen 3 it is the
+# other way round: its prefetchers do better alone, but need help where the next rows begin.
+FAR = not IS_ZEN
+AHEAD = 1536  # bytes by which a line is fetched before its use
+HEAD = 64  # columns of the next rows that are fetched on Zen
 
 
 def _sum_lanes(builder, vector):
@@ -79,17 +92,16 @@ def _sums_of_lanes(builder, vectors):
 
 
 class _Rows:
-    """The address of rows of a 2-d array, for loads at a column."""
+    """The addresses of rows of a 2-d array, each `apart` rows after the last."""
 
-    def __init__(self, builder, array, first, count: int, itemsize: int, element: ir.Type):
+    def __init__(self, builder, array, first, apart, count: int, itemsize: int, element: ir.Type):
         self._builder, self._size, self._element = builder, itemsize, element
         base = builder.ptrtoint(array.data, I64)
-        stride = cgutils.unpack_tuple(builder, array.strides, 2)[0]
-        self._stride = stride
-        self._rows = [
-            builder.add(base, builder.mul(builder.add(first, ir.Constant(I64, row)), stride))
-            for row in range(count)
-        ]
+        self._stride = cgutils.unpack_tuple(builder, array.strides, 2)[0]
+        self._rows = []
+        for r in range(count):
+            row = builder.add(first, builder.mul(apart, ir.Constant(I64, r)))
+            self._rows.append(builder.add(base, builder.mul(row, self._stride)))
 
     def load(self, row: int, column, lanes: int | None):
         """Load one element, or `lanes` of them."""
@@ -100,21 +112,23 @@ class _Rows:
         value.align = self._size
         return value
 
-    def prefetch(self, column, nbytes: int):
-        """Ask for the same columns of the rows that follow these, as no address is loaded yet.
+    def prefetch(self, column, columns: int, ahead):
+        """Ask for the lines `ahead` bytes after these columns, in the next row if need be.
 
         The hardware's own prefetchers stop at the end of a page, and a row is often a page.
         """
         builder = self._builder
-        ahead = builder.mul(self._stride, ir.Constant(I64, len(self._rows)))
+        offset = builder.add(builder.mul(column, ir.Constant(I64, self._size)), ahead)
         for row in self._rows:
-            at = builder.add(row, builder.mul(column, ir.Constant(I64, self._size)))
-            at = builder.add(at, ahead)
-            for line in range(0, nbytes, 64):
-                pointer = builder.inttoptr(
-                    builder.add(at, ir.Constant(I64, line)), ir.PointerType()
-                )
-                emit_prefetch(builder, pointer, 3)
+            at = builder.add(row, offset)
+            for line in range(0, columns * self._size, 64):
+                pointer = builder.add(at, ir.Constant(I64, line))
+                emit_prefetch(builder, builder.inttoptr(pointer, ir.PointerType()), 3)
+
+    def prefetch_following(self, columns: int):
+        """Ask for the first columns of the rows that follow these, if they lie side by side."""
+        ahead = self._builder.mul(self._stride, ir.Constant(I64, len(self._rows)))
+        self.prefetch(ir.Constant(I64, 0), columns, ahead)
 
 
 def _emit_products(builder, accumulators, weights, inputs, widen, column, lanes, lane=None):
@@ -134,8 +148,8 @@ def _emit_products(builder, accumulators, weights, inputs, widen, column, lanes,
 
 
 @intrinsic(prefer_literal=True)
-def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
-    """out[out_t + j, out_n + i] = sum_k x[t + j, k] w[n + i, k] for i < rows, j < tokens.
+def dot_block(typing_context, rows, tokens, x, t, w, n, apart, out, out_t, out_n):
+    """out[out_t + j, out_n + i apart] = sum_k x[t + j, k] w[n + i apart, k], i < rows, j < tokens.
 
     `rows` and `tokens` are literals. x float32 [T, K], w raw [N, K], both with unit column stride.
     """
@@ -143,17 +157,19 @@ def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
         return None
     row_count, token_count = rows.literal_value, tokens.literal_value
     element, itemsize, widen = WIDEN[w.dtype]
-    signature = types.void(rows, tokens, x, types.intp, w, types.intp, out, types.intp, types.intp)
+    i = types.intp
+    signature = types.void(rows, tokens, x, i, w, i, i, out, i, i)
 
     def codegen(context, builder, sig, args):
-        _, _, x_value, t_value, w_value, n_value, out_value, out_t_value, out_n_value = args
+        _, _, x_value, t_value, w_value, n_value, apart, out_value, out_t_value, out_n_value = args
         x_array = context.make_array(sig.args[2])(context, builder, x_value)
         w_array = context.make_array(sig.args[4])(context, builder, w_value)
-        out_array = context.make_array(sig.args[6])(context, builder, out_value)
+        out_array = context.make_array(sig.args[7])(context, builder, out_value)
         columns = cgutils.unpack_tuple(builder, x_array.shape, 2)[1]
         whole = builder.and_(columns, ir.Constant(I64, -LANES))
-        inputs = _Rows(builder, x_array, t_value, token_count, 4, F32)
-        weights = _Rows(builder, w_array, n_value, row_count, itemsize, element)
+        one = ir.Constant(I64, 1)
+        inputs = _Rows(builder, x_array, t_value, one, token_count, 4, F32)
+        weights = _Rows(builder, w_array, n_value, apart, row_count, itemsize, element)
         zero = splat(ir.VectorType(F32, LANES), 0.0)
         sums = [[zero] * token_count for _ in range(row_count)]
 
@@ -164,22 +180,17 @@ def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
             lane = builder.trunc(builder.sub(k, whole), I32)
             return _emit_products(builder, accumulators, weights, inputs, widen, k, None, lane)
 
-        done = ir.Constant(I64, 0)
-        if token_count == 1:  # bound by memory: whole cache lines, and the next rows fetched ahead
-            paired = builder.and_(columns, ir.Constant(I64, -2 * LANES))
-            if row_count > 1:  # only where they begin: more would push these rows out of the cache
-                for k in range(0, HEAD, 2 * LANES):
-                    weights.prefetch(ir.Constant(I64, k), itemsize * 2 * LANES)
+        def pair(k, accumulators):  # whole cache lines
+            if FAR:
+                weights.prefetch(k, 2 * LANES, ir.Constant(I64, AHEAD))
+            accumulators = lanes(k, accumulators)
+            return lanes(builder.add(k, ir.Constant(I64, LANES)), accumulators)
 
-            def pair(k, accumulators):
-                if row_count == 1:
-                    weights.prefetch(k, itemsize * 2 * LANES)
-                accumulators = lanes(k, accumulators)
-                return lanes(builder.add(k, ir.Constant(I64, LANES)), accumulators)
-
-            sums = emit_loop(builder, done, paired, 2 * LANES, sums, pair)
-            done = paired
-        sums = emit_loop(builder, done, whole, LANES, sums, lanes)
+        if token_count == 1 and not FAR:
+            weights.prefetch_following(HEAD)
+        paired = builder.and_(columns, ir.Constant(I64, -2 * LANES))
+        sums = emit_loop(builder, ir.Constant(I64, 0), paired, 2 * LANES, sums, pair)
+        sums = emit_loop(builder, paired, whole, LANES, sums, lanes)
         sums = emit_loop(builder, whole, columns, 1, sums, tail)
         base = builder.ptrtoint(out_array.data, I64)
         strides = cgutils.unpack_tuple(builder, out_array.strides, 2)
@@ -187,7 +198,9 @@ def dot_block(typing_context, rows, tokens, x, t, w, n, out, out_t, out_n):
             row = builder.mul(builder.add(out_t_value, ir.Constant(I64, j)), strides[0])
             totals = _sums_of_lanes(builder, [sums[i][j] for i in range(row_count)])
             for i, total in enumerate(totals):
-                column = builder.mul(builder.add(out_n_value, ir.Constant(I64, i)), strides[1])
+                column = builder.mul(
+                    builder.add(out_n_value, builder.mul(apart, ir.Constant(I64, i))), strides[1]
+                )
                 at = builder.add(base, builder.add(row, column))
                 store = builder.store(total, builder.inttoptr(at, ir.PointerType()))
                 store.align = 4

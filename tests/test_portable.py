@@ -38,6 +38,7 @@ class Kind:
 
 KINDS = {
     "haswell": Kind(X86, "haswell", AVX2, ("haswell",), r"vfmadd\w+ps\s.*%ymm", True),
+    "zen3": Kind(X86, "znver3", AVX2, ("znver3",), r"vfmadd\w+ps\s.*%ymm", True),
     "avx512": Kind(X86, "skylake-avx512", AVX512, ("skylake-avx512",), r"vfmadd\w+ps\s.*%zmm"),
     "arm": Kind(ARM, "neoverse-n1", "+neon,+fp-armv8", ("generic", "neoverse-n1"),
                 r"fmla\s+v\d+\.4s"),
@@ -189,8 +190,9 @@ def test_the_same_bits_as_another_machine_with_fma(children):
     assert len(results) == 12
     for key, (here, twin) in results.items():
         np.testing.assert_allclose(here, twin, atol=1e-4)
-        there = np.load(children["haswell"][1] / f"{key}.npy")
-        assert (here.view(np.uint32) == there.view(np.uint32)).all(), key
+        for other in ("haswell", "zen3"):
+            there = np.load(children[other][1] / f"{key}.npy")
+            assert (here.view(np.uint32) == there.view(np.uint32)).all(), (key, other)
 
 
 def test_close_to_the_twins_without_fma(children):
