@@ -55,9 +55,8 @@ def node_of_each_rank(group: Group) -> list[int]:
 def memory_rates(group: Group, threads: int, repeats: int) -> np.ndarray:
     """Return bytes/s of plain reads, far beyond the caches [ranks, repeats] (collective)."""
     data = np.frombuffer(huge_pages(MEMORY_BYTES), np.uint64)  # as resident weights lie
-    found = np.zeros(threads, np.uint64)
     data[...] = 1
-    return data.nbytes / _seconds(group, repeats, lambda: read_memory(data, found, threads))
+    return data.nbytes / _seconds(group, repeats, lambda: read_memory(data, threads))
 
 
 def flop_rates(group: Group, threads: int, encoding: str, repeats: int) -> np.ndarray:
