@@ -11,7 +11,7 @@ import mmap
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -46,6 +46,10 @@ class Tape:
             for name, rows in self._rows.items()
             if self._kept[name]
         }
+        self._views = {
+            name: (0, _view(self._tensors[name], region, self._rows[name], 0))
+            for name, region in self._regions.items()
+        }
         total = sum(tensor.nbytes for tensor in self._tensors.values())
         self.resident_bytes = sum(read.needed for read in kept)
         self.streamed_bytes = total - self.resident_bytes  # a lap
@@ -69,36 +73,40 @@ class Tape:
         for thread in self._threads:
             thread.start()
 
-    def take(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, raw weights [rows, K]) of the next tensor, which must be `name`.
+    def take(self, name: str) -> Iterable[tuple[int, np.ndarray]]:
+        """Return (first row, raw weights [rows, K]) of parts of the next tensor, `name`, in order.
 
         The weights are valid until the next step of the iteration; then their memory is free for
         the reader. Raises MachineError where a read has failed.
         """
-        tensor = self._tensors[name]
-        if name in self._regions:
-            yield from self._take_resident(tensor)
-        for tile in self._tiles[name]:
+        if name in self._views and not self._tiles[name] and self._taken >= len(self._first):
+            return (self._views[name],)
+        return self._parts(self._tensors[name])
+
+    def _parts(self, tensor: Stored) -> Iterator[tuple[int, np.ndarray]]:
+        if tensor.name in self._regions:
+            if self._taken < len(self._first):
+                yield from self._arriving(tensor)
+            else:
+                yield self._views[tensor.name]
+        for tile in self._tiles[tensor.name]:
             offset = self._wait()
             yield tile.row, _view(tensor, self._ring, tile.rows, offset + tile.at)
             if tile.last:
                 self._release()
 
-    def _take_resident(self, tensor: Stored) -> Iterator[tuple[int, np.ndarray]]:
-        region, rows = self._regions[tensor.name], self._rows[tensor.name]
-        size, row = row_bytes(tensor), 0
-        if self._taken < len(self._first):  # the first lap: as they arrive
-            for _ in range(self._kept[tensor.name]):
-                read = self._first[self._taken]
-                assert read.resident == tensor.name, f"{tensor.name} is not next on the tape"
-                self._wait()
-                whole = (read.start + read.needed - tensor.offset) // size
-                if whole > row:
-                    yield row, _view(tensor, region, whole - row, row * size)
-                row = whole
-                self._release()
-        else:
-            yield 0, _view(tensor, region, rows, 0)
+    def _arriving(self, tensor: Stored) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the rows to keep as they are read, on the first lap."""
+        region, size, row = self._regions[tensor.name], row_bytes(tensor), 0
+        for _ in range(self._kept[tensor.name]):
+            read = self._first[self._taken]
+            assert read.resident == tensor.name, f"{tensor.name} is not next on the tape"
+            self._wait()
+            whole = (read.start + read.needed - tensor.offset) // size
+            if whole > row:
+                yield row, _view(tensor, region, whole - row, row * size)
+            row = whole
+            self._release()
 
     def close(self) -> None:
         """Stop the readers and close the file."""
