@@ -15,13 +15,23 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "make_checkpoint.py"
 MIB = 1 << 20
 
 
+def checkpoint(folder, *flags):
+    subprocess.run([sys.executable, SCRIPT, *flags, "--output", folder], check=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    """A model whose weights (80 MiB) are much next to the process, and its buffers little."""
-    folder = tmp_path_factory.mktemp("deep")
-    shape = ["--shape", "demo-tiny", "--layers", "56", "--dtype", "f32"]
-    subprocess.run([sys.executable, SCRIPT, *shape, "--output", folder], check=True)
-    return folder
+    """A model whose weights (229 MiB) are much next to the process, and its buffers little."""
+    flags = ["--shape", "demo-tiny", "--layers", "160", "--dtype", "f32"]
+    return checkpoint(tmp_path_factory.mktemp("deep"), *flags)
+
+
+@pytest.fixture(scope="module")
+def mindful(tmp_path_factory):
+    """A model whose keys and values (70 KiB a token) are much next to its weights (23 MiB)."""
+    flags = ["--shape", "tiny", "--layers", "112", "--dtype", "f32"]
+    return checkpoint(tmp_path_factory.mktemp("mindful"), *flags)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +88,10 @@ def test_each_rank_has_its_own_budget(mpirun, deep, cache):
     assert figures[0]["peak_memory_bytes"] <= (least + 4) * MIB
 
 
-def test_a_context_beyond_the_budget_ends_the_text(mpirun, deep, cache):
-    budget = smallest(mpirun, deep, cache, 0) + 1
+def test_a_context_beyond_the_budget_ends_the_text(mpirun, mindful, cache):
+    budget = smallest(mpirun, mindful, cache, 0) + 1
     result, figures, notes = generate(
-        mpirun, deep, cache, 0, "--memory-budget", f"{budget}MiB", length=4000
+        mpirun, mindful, cache, 0, "--memory-budget", f"{budget}MiB", length=4000
     )
     tokens = len(result["prompt_ids"]) + len(result["generated_ids"])
     assert result["finish_reason"] == "length" and tokens == figures[0]["context"] < 4000

@@ -1,10 +1,14 @@
-"""What a step must do at least, by hand; and the kernel that reads memory."""
+"""What a step must do at least, by hand; the kernel that reads memory; a library without pages."""
+
+import sys
 
 import numpy as np
 import pytest
+from numba import njit
 
 from tpimpi.kernels import reading, reference
 from tpimpi.limits import Spread
+from tpimpi.memory import release, resident_bytes, unwritten_parts
 from tpimpi.partition import Partition
 from tpimpi.shapes import shape_config
 from tpimpi.workload import Pass, RankRates, prompt_passes, seconds_at_least, work_of
@@ -58,3 +62,18 @@ def test_the_slowest_node_counts():
 def test_spread():
     assert Spread.of([5, 1, 2, 4, 3]) == Spread(3, 2, 4, 5)
     assert Spread.of([7]) == Spread(7, 7, 7, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/self/smaps")
+def test_the_compiler_gives_its_pages_back_and_still_works():
+    def compiled(number):
+        exec(f"def f(x): return x + {number}", names := {})
+        return njit(names["f"])
+
+    assert compiled(1)(1) == 2
+    before = resident_bytes()
+    release(unwritten_parts("libllvmlite"))
+    after = resident_bytes()
+    assert after < before - (20 << 20)
+    assert compiled(2)(1) == 3  # what it needs is read again
+    assert resident_bytes() > after

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+import re
 import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+_MAPPING = re.compile(r"(?P<first>[0-9a-f]+)-(?P<last>[0-9a-f]+) \S+ \S+ \S+ \S+ *(?P<path>.*)")
 
 
 def _status(field: str, proc: Path) -> int | None:
@@ -33,6 +38,33 @@ def resident_bytes(proc: Path = Path("/proc")) -> int:
     """Return the resident memory of this process; its peak where the system doesn't tell."""
     current = _status("VmRSS", proc)
     return peak_bytes(proc) if current is None else current
+
+
+def unwritten_parts(library: str, proc: Path = Path("/proc")) -> list[tuple[int, int]]:
+    """Return address and length of what is mapped of a library and is as on its disk.
+
+    There is nothing where the system doesn't tell (not Linux).
+    """
+    try:
+        lines = (proc / "self" / "smaps").read_text().splitlines()
+    except OSError:
+        return []
+    found, part = [], None
+    for line in lines:
+        if mapping := _MAPPING.match(line):
+            first, last = int(mapping["first"], 16), int(mapping["last"], 16)
+            part = (first, last - first) if library in mapping["path"] else None
+        elif part and line.split() == ["Anonymous:", "0", "kB"]:
+            found.append(part)
+    return found
+
+
+def release(parts: list[tuple[int, int]]) -> None:
+    """Give back the memory of a library's unwritten parts: what is used again is read again."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for address, length in parts:
+        madvise(address, length, mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)

@@ -172,12 +172,14 @@ def _refuse_small(r: RankRequest, budget: int, work: Work, chunk: int) -> None:
     would_do = -(-(smallest + SLACK_BYTES) // 2**20)  # MiB
     context = work.smallest_context
     buffers = needs.fixed + MARGIN_BYTES + chunk * needs.per_token
-    what = (
-        f"rank {r.rank} on {r.host} needs at least {would_do} MiB for {context} tokens (the "
-        f"process {max(needs.process, needs.peak) / 2**20:.0f}, keys and values "
+    why = (
+        f"the process {needs.process / 2**20:.0f}, keys and values "
         f"{needs.kv(context, work.slots) / 2**20:.1f}, buffers {buffers / 2**20:.0f}, weights "
-        f"passing through {needs.smallest_ring() / 2**20:.0f})"
+        f"passing through {needs.smallest_ring() / 2**20:.0f}"
     )
+    if smallest == needs.peak:
+        why = "as much as it took while its kernels were loaded"
+    what = f"rank {r.rank} on {r.host} needs at least {would_do} MiB for {context} tokens ({why})"
     if isinstance(r.budget, int):
         raise UserError(
             f"--memory-budget {r.budget / 2**20:.0f}MiB is too small: {what}; give "

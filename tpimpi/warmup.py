@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+from tpimpi.memory import release, unwritten_parts
 
 HEAD_DIM = 32  # a multiple of 16, as values are padded to
 
@@ -43,37 +45,50 @@ def _compile_in_child(encodings: list[str], threads: int) -> None:
 
 
 def call_kernels(encodings: Iterable[str], threads: int) -> None:
-    """Call every kernel for few and for many tokens, so that each variant is compiled or loaded."""
+    """Call every kernel for few and for many tokens, so that each variant is compiled or loaded.
+
+    The compiler's library, some 60 MiB, also loads compiled kernels, and is of no use afterwards.
+    """
     import numba
 
-    from tpimpi.encoding import ENCODINGS
-    from tpimpi.kernels.activation import silu_gate
-    from tpimpi.kernels.attention import PAGE, append_kv, attention
-    from tpimpi.kernels.matmul import FEW, matmul
-    from tpimpi.kernels.norm import rmsnorm
-    from tpimpi.kernels.rope import rope
+    from tpimpi.kernels.matmul import FEW
     from tpimpi.kernels.variants import MANY
 
     if threads > 1:
         numba.set_num_threads(threads)
+    compiler = unwritten_parts("libllvmlite")
+    release(compiler)
     for tokens in (1, max(MANY, FEW + 1)):  # at most a page
-        x = np.ones((tokens, HEAD_DIM), np.float32)
-        out = np.empty_like(x)
-        for encoding in encodings:
-            weights = np.zeros((HEAD_DIM, HEAD_DIM), ENCODINGS[encoding].storage)
-            matmul(x, weights, out, threads, encoding)
-        rmsnorm(x, x[0].copy(), 1e-5, out, threads)
-        silu_gate(out, x, threads)
-        heads = np.ones((tokens, 1, HEAD_DIM), np.float32)
-        half = np.ones((tokens, HEAD_DIM // 2), np.float32)
-        rope(heads, half, half, threads)
-        keys = np.zeros((1, 1, HEAD_DIM, PAGE), np.float32)
-        values = np.zeros((1, 1, PAGE, HEAD_DIM), np.float32)
-        table, slots = np.zeros((1, 1), np.int32), np.zeros(tokens, np.int32)
-        positions, index = np.arange(tokens, dtype=np.int32), np.zeros(1, np.int32)
-        append_kv(heads, heads, keys, values, table, positions, slots, threads)
-        attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
-                  np.float32(1), threads)  # fmt: skip
+        for _ in _calls(encodings, tokens, threads):
+            release(compiler)
+
+
+def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None]:
+    """Call one kernel after another."""
+    from tpimpi.encoding import ENCODINGS
+    from tpimpi.kernels.activation import silu_gate
+    from tpimpi.kernels.attention import PAGE, append_kv, attention
+    from tpimpi.kernels.matmul import matmul
+    from tpimpi.kernels.norm import rmsnorm
+    from tpimpi.kernels.rope import rope
+
+    x = np.ones((tokens, HEAD_DIM), np.float32)
+    out = np.empty_like(x)
+    for encoding in encodings:
+        weights = np.zeros((HEAD_DIM, HEAD_DIM), ENCODINGS[encoding].storage)
+        yield matmul(x, weights, out, threads, encoding)
+    yield rmsnorm(x, x[0].copy(), 1e-5, out, threads)
+    yield silu_gate(out, x, threads)
+    heads = np.ones((tokens, 1, HEAD_DIM), np.float32)
+    half = np.ones((tokens, HEAD_DIM // 2), np.float32)
+    yield rope(heads, half, half, threads)
+    keys = np.zeros((1, 1, HEAD_DIM, PAGE), np.float32)
+    values = np.zeros((1, 1, PAGE, HEAD_DIM), np.float32)
+    table, slots = np.zeros((1, 1), np.int32), np.zeros(tokens, np.int32)
+    positions, index = np.arange(tokens, dtype=np.int32), np.zeros(1, np.int32)
+    yield append_kv(heads, heads, keys, values, table, positions, slots, threads)
+    yield attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
+                    np.float32(1), threads)  # fmt: skip
 
 
 if __name__ == "__main__":
