@@ -58,7 +58,7 @@ class Recorder:
 
     def _watched_take(self, take: Callable) -> Callable:
         def watched(name: str):
-            tiles = take(name)
+            tiles = iter(take(name))
             while True:
                 before = self._tape.wait_seconds
                 try:
