@@ -89,6 +89,7 @@ class MemoryPlan:
     """One rank's account in bytes, and what follows from it for the tape."""
 
     budget: int | None
+    peak: int  # the most that was resident before
     process: int
     kv: int
     activations: int  # of a chunk, and what doesn't depend on it
@@ -102,9 +103,14 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """The bytes that the process will hold at most."""
+        """The bytes that the process will hold."""
         parts = (self.process, self.kv, self.activations, self.margin, self.ring, self.resident)
         return sum(parts)
+
+    @property
+    def most(self) -> int:
+        """The peak that the process will have had in the end."""
+        return max(self.total, self.peak)
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,7 @@ def plan_flags(needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
 def _plan(needs, budget, work, chunk, context, rows, ring) -> MemoryPlan:
     resident = sum(rows.get(tensor.name, 0) * row_bytes(tensor) for tensor in needs.tensors)
     return MemoryPlan(
-        budget=budget, process=needs.process, kv=needs.kv(context, work.slots),
+        budget=budget, peak=needs.peak, process=needs.process, kv=needs.kv(context, work.slots),
         activations=needs.fixed + chunk * needs.per_token, margin=MARGIN_BYTES, ring=ring,
         resident=resident, streamed=needs.weights - resident, chunk=chunk, context=context,
         resident_rows=rows,

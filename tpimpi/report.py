@@ -64,7 +64,7 @@ class Stopwatch:
             kv_bytes=self._plan.kv,
             activation_bytes=self._plan.activations,
             budget_bytes=self._plan.budget,
-            planned_memory_bytes=self._plan.total,
+            planned_memory_bytes=self._plan.most,
             peak_memory_bytes=peak_bytes(),
             prompt_chunk=self._plan.chunk,
             context=self._plan.context,
