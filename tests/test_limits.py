@@ -11,6 +11,7 @@ from tpimpi.limits import Spread
 from tpimpi.memory import release, resident_bytes, unwritten_parts
 from tpimpi.partition import Partition
 from tpimpi.shapes import shape_config
+from tpimpi.warmup import call_kernels
 from tpimpi.workload import Pass, RankRates, prompt_passes, seconds_at_least, work_of
 
 
@@ -77,3 +78,25 @@ def test_the_compiler_gives_its_pages_back_and_still_works():
     assert after < before - (20 << 20)
     assert compiled(2)(1) == 3  # what it needs is read again
     assert resident_bytes() > after
+    call_kernels(["bf16"], 1)
+    before = resident_bytes()
+    release(unwritten_parts("libllvmlite"))
+    assert resident_bytes() > before - (4 << 20)  # the warm-up has left nothing to give back
+
+
+def test_only_parts_that_nothing_was_written_to(tmp_path):
+    def part(first, rights, path, **kilobytes):
+        head = f"{first:x}000-{first + 1:x}000 {rights} 00001000 fd:00 77 {path}"
+        return "\n".join([head, *(f"{k}: {v} kB" for k, v in kilobytes.items())])
+
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "smaps").write_text("\n".join([
+        part(1, "r-xp", "/lib/libx.so", Rss=4, Anonymous=0, Swap=0),
+        part(2, "r--p", "/lib/libx.so", Rss=4, Anonymous=4, Swap=0),  # relocated
+        part(3, "r--p", "/lib/libx.so", Rss=0, Anonymous=0, Swap=4),  # ... and swapped out
+        part(4, "rw-p", "/lib/libx.so", Rss=4, Anonymous=0, Swap=0),  # may be written to yet
+        part(5, "r-xp", "/lib/liby.so", Rss=4, Anonymous=0, Swap=0),
+        part(6, "r--p", "/lib/libx.so", Rss=4, Anonymous=0, Swap=0),
+    ]))  # fmt: skip
+    assert unwritten_parts("libx", tmp_path) == [(0x1000, 0x1000), (0x6000, 0x1000)]
+    assert unwritten_parts("libx", tmp_path / "nowhere") == []

@@ -11,7 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-_MAPPING = re.compile(r"(?P<first>[0-9a-f]+)-(?P<last>[0-9a-f]+) \S+ \S+ \S+ \S+ *(?P<path>.*)")
+# A part of a file that this process has mapped and may not write to.
+_READ_ONLY = re.compile(
+    r"(?P<first>[0-9a-f]+)-(?P<last>[0-9a-f]+) r-[x-]p \S+ \S+ \S+ +(?P<path>.*)"
+)
+_HEAD = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")  # of what /proc/self/smaps tells of a part
 
 
 def _status(field: str, proc: Path) -> int | None:
@@ -41,21 +45,24 @@ def resident_bytes(proc: Path = Path("/proc")) -> int:
 
 
 def unwritten_parts(library: str, proc: Path = Path("/proc")) -> list[tuple[int, int]]:
-    """Return address and length of what is mapped of a library and is as on its disk.
+    """Return address and length of what of a library is as on its disk, and will stay so.
 
-    There is nothing where the system doesn't tell (not Linux).
+    Relocated data is not: it is private to the process, in memory or swapped out. Nothing is
+    returned where the system doesn't tell (not Linux).
     """
     try:
         lines = (proc / "self" / "smaps").read_text().splitlines()
     except OSError:
         return []
-    found, part = [], None
-    for line in lines:
-        if mapping := _MAPPING.match(line):
-            first, last = int(mapping["first"], 16), int(mapping["last"], 16)
-            part = (first, last - first) if library in mapping["path"] else None
-        elif part and line.split() == ["Anonymous:", "0", "kB"]:
-            found.append(part)
+    found, mapping, private = [], None, 0
+    for line in [*lines, "0-0 "]:
+        if _HEAD.match(line):
+            if mapping and library in mapping["path"] and not private:
+                first, last = int(mapping["first"], 16), int(mapping["last"], 16)
+                found.append((first, last - first))
+            mapping, private = _READ_ONLY.match(line), 0
+        elif mapping and line.startswith(("Anonymous:", "Swap:")):
+            private += int(line.split()[1])
     return found
 
 
