@@ -109,8 +109,8 @@ class MemoryPlan:
 
     @property
     def most(self) -> int:
-        """The peak that the process will have had in the end."""
-        return max(self.total, self.peak)
+        """The peak that the process will have had in the end, at most."""
+        return max(self.total, self.peak + SLACK_BYTES)
 
 
 @dataclass(frozen=True)
