@@ -10,15 +10,17 @@ from numba.extending import intrinsic
 from tpimpi.kernels.emit import I64, emit_prefetch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.variants import variant
-from tpimpi.kernels.vector import FAR
+from tpimpi.kernels.vector import AHEAD, FAR
 
 _TASK = 1 << 17  # words that a thread takes at a time: 1 MiB
 _LINE = 8  # words of a cache line
-_AHEAD = 16 * _LINE  # by which a line is fetched before its use, where `vector` does so, too
+_AHEAD = AHEAD // 8  # words by which a line is fetched before its use, as products do
 
 
 @intrinsic
 def _fetch(typing_context, data, i):
+    """Ask for the line of word i of `data`, which may lie behind its end."""
+
     def codegen(context, builder, sig, args):
         array = context.make_array(sig.args[0])(context, builder, args[0])
         at = builder.mul(args[1], ir.Constant(I64, 8))

@@ -28,10 +28,10 @@ def deep(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mindful(tmp_path_factory):
+def long_memory(tmp_path_factory):
     """A model whose keys and values (70 KiB a token) are much next to its weights (23 MiB)."""
     flags = ["--shape", "tiny", "--layers", "112", "--dtype", "f32"]
-    return checkpoint(tmp_path_factory.mktemp("mindful"), *flags)
+    return checkpoint(tmp_path_factory.mktemp("long_memory"), *flags)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +88,10 @@ def test_each_rank_has_its_own_budget(mpirun, deep, cache):
     assert figures[0]["peak_memory_bytes"] <= (least + 4) * MIB
 
 
-def test_a_context_beyond_the_budget_ends_the_text(mpirun, mindful, cache):
-    budget = smallest(mpirun, mindful, cache, 0) + 1
+def test_a_context_beyond_the_budget_ends_the_text(mpirun, long_memory, cache):
+    budget = smallest(mpirun, long_memory, cache, 0) + 1
     result, figures, notes = generate(
-        mpirun, mindful, cache, 0, "--memory-budget", f"{budget}MiB", length=4000
+        mpirun, long_memory, cache, 0, "--memory-budget", f"{budget}MiB", length=4000
     )
     tokens = len(result["prompt_ids"]) + len(result["generated_ids"])
     assert result["finish_reason"] == "length" and tokens == figures[0]["context"] < 4000
