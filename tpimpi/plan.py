@@ -109,8 +109,9 @@ class MemoryPlan:
 
     @property
     def most(self) -> int:
-        """The peak that the process will have had in the end, at most."""
-        return max(self.total, self.peak + SLACK_BYTES)
+        """The peak that the process will have had in the end, at most; within a budget always."""
+        behind = self.peak + SLACK_BYTES
+        return max(self.total, behind if self.budget is None else min(behind, self.budget))
 
 
 @dataclass(frozen=True)
