@@ -2,7 +2,7 @@
 
 numba's cache mixes the signatures of one function up when processes race for it, so every variant
 gets a name, and so a cache file, of its own. It is compiled when it is first asked for, never on
-import: the compiler's memory is for a process that then ends, see `tpimpi.warmup`.
+import: the compiler's memory is for a process that then ends, see `tpimpi.engine.warmup`.
 """
 
 from __future__ import annotations

@@ -35,13 +35,14 @@ from peers.machine import describe
 from peers.prepare import convert, make_gguf, make_model, missing, say
 from peers.results import agreement, rows_of, say_agreement
 from peers.table import Metric, metrics, render
-from tpimpi.checkpoint import Checkpoint
-from tpimpi.config import ModelConfig
-from tpimpi.encoding import ENCODINGS
+from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import MachineError, UserError
-from tpimpi.launch import available_cores, cache_directory
-from tpimpi.partition import Partition
-from tpimpi.shapes import SHAPES
+from tpimpi.launch import available_cores
+from tpimpi.model.config import ModelConfig
+from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.partition import Partition
+from tpimpi.model.shapes import SHAPES
+from tpimpi.paths import cache_directory
 
 INTERRUPTED = 130
 CAPPED_PROMPT, CAPPED_TOKENS = 8, 8

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tpimpi.checkpoint import expected_shapes
-from tpimpi.config import ModelConfig
-from tpimpi.encoding import ENCODINGS, Encoding
-from tpimpi.shapes import SHAPES, config_of
+from tpimpi.model.config import ModelConfig
+from tpimpi.model.encoding import ENCODINGS, Encoding
+from tpimpi.model.shapes import SHAPES, config_of
+from tpimpi.model.tensors import expected_shapes
 
 PIECE = 1 << 22  # numbers made at a time
 

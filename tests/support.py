@@ -1,15 +1,10 @@
 """What several test files share: a running model on the ranks of a communicator."""
 
-from types import SimpleNamespace
-
-from tpimpi import runtime
-from tpimpi.budget import Budgets, MemoryRequest
-from tpimpi.checkpoint import Checkpoint
-from tpimpi.comm import Group
-from tpimpi.config import ModelConfig
-from tpimpi.convert import ensure_shards
-from tpimpi.partition import Partition
-from tpimpi.plan import Work
+from tpimpi.comm.group import Group
+from tpimpi.engine.session import load
+from tpimpi.memory.account import Work
+from tpimpi.memory.request import Budgets, MemoryRequest
+from tpimpi.shards.source import Source
 
 
 def open_session(
@@ -18,12 +13,10 @@ def open_session(
 ):  # fmt: skip
     """Return (session, group, config) of a model directory cut over the ranks of `comm`."""
     group = Group(comm)
-    config = ModelConfig.from_directory(directory)
-    checkpoint = Checkpoint(directory, config) if group.rank == 0 else None
-    source = SimpleNamespace(config=config, partition=Partition.of(config, [1] * group.size))
-    shard, _ = ensure_shards(group, config, source.partition, checkpoint, folder, False, False)
+    source = Source(group, directory, folder)
+    shard, _ = source.shard(group)
     request = MemoryRequest(window=window, everything=window is None, chunk=chunk)
     if budget is not None:
         request = MemoryRequest(Budgets((budget,)), chunk=chunk)
     work = Work(context - 1, context, slots, logits=max_logits)
-    return runtime.load(group, source, shard, request, work, threads), group, config
+    return load(group, source, shard, request, work, threads), group, source.config

@@ -1,8 +1,10 @@
 """Kernels against their NumPy twins, and the same bits in whatever company."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,8 +130,19 @@ def test_bf16_specials():
 def test_importing_compiles_nothing(tmp_path):
     """Only the child that warms the cache up may compile: the compiler's memory stays in a peak."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", "import tpimpi.model"], env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import tpimpi.engine.forward"], env=environment, check=True
+    )
     assert not list(tmp_path.rglob("*.nb[ic]"))
+
+
+def test_kernels_import_nothing_of_the_package_but_kernels():
+    for path in Path(matmul.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert not name.startswith("tpimpi") or name.startswith("tpimpi.kernels"), path
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -10,22 +10,20 @@ import numpy as np
 import pytest
 
 from references import FAMILIES
-from tpimpi.checkpoint import Checkpoint
-from tpimpi.comm import Group
-from tpimpi.config import ModelConfig
-from tpimpi.convert import ensure_shards
-from tpimpi.encoding import ENCODINGS
+from tpimpi.checkpoint.weights import Checkpoint
+from tpimpi.comm.group import Group
 from tpimpi.errors import MachineError, UserError
-from tpimpi.partition import Partition, pieces
-from tpimpi.shardwriter import ShardWriter
-from tpimpi.tape import Tape
+from tpimpi.model.config import ModelConfig
+from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.partition import Partition
+from tpimpi.model.tensors import pieces
+from tpimpi.shards.source import Source
+from tpimpi.shards.writer import ShardWriter
+from tpimpi.tape.tape import Tape
 
 
 def shards(group, directory, folder, again=False):
-    config = ModelConfig.from_directory(directory)
-    checkpoint = Checkpoint(directory, config) if group.rank == 0 else None
-    partition = Partition.of(config, [1] * group.size)
-    return ensure_shards(group, config, partition, checkpoint, folder, again, False)
+    return Source(group, directory, folder).shard(group, again)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -9,8 +9,9 @@ import os
 import sys
 import traceback
 
-from tpimpi import flags, launch
-from tpimpi.errors import MachineError, UserError
+from tpimpi import launch
+from tpimpi.commands.command_line import Invocation, parse
+from tpimpi.errors import MachineError, UserError, describe
 
 INTERRUPTED = 130
 
@@ -21,14 +22,14 @@ def main() -> None:
     try:
         if launch.launched_rank() != 0 and {"-h", "--help", "--version"} & set(sys.argv[1:]):
             sys.exit(0)  # rank 0 tells it
-        args = flags.parse(sys.argv[1:])
-        threads = launch.prepare(getattr(args, "threads", None))
+        invocation = parse(sys.argv[1:])
+        threads = launch.prepare(invocation.threads)
         world = launch.world()
     except (UserError, MachineError) as error:
         _leave(error, launch.launched_rank() == 0)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    _run(args, threads, world)
+    _run(invocation, threads, world)
 
 
 def _code(error: BaseException) -> int:
@@ -45,13 +46,12 @@ def _leave(error: BaseException, speaks: bool) -> None:
     sys.exit(_code(error))
 
 
-def _run(args, threads: int, world) -> None:
-    from tpimpi import commands
-    from tpimpi.comm import Group, describe
+def _run(invocation: Invocation, threads: int, world) -> None:
+    from tpimpi.comm.group import Group
 
     group = Group(world)
     try:
-        commands.run(args, group, threads)
+        invocation.run(invocation.options, group, threads)
         group.close()
     except (UserError, MachineError) as error:
         if getattr(error, "agreed", False) or group.size == 1:

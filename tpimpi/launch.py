@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tpimpi.errors import MachineError
+from tpimpi.paths import cache_directory
 
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 _WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -68,12 +69,6 @@ def launched_rank() -> int:
 def launched_size() -> int:
     """Return how many ranks the launcher says it started, without MPI."""
     return max(_first_number((name,), 1) for name in _WORLD_SIZES)
-
-
-def cache_directory() -> Path:
-    """Return the user's cache directory of tpimpi."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "tpimpi"
 
 
 def _kernel_hash() -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tpimpi.checkpoint import Checkpoint
-from tpimpi.config import ModelConfig
-from tpimpi.encoding import ENCODINGS
+from tpimpi.checkpoint.weights import Checkpoint
+from tpimpi.model.config import ModelConfig
+from tpimpi.model.encoding import ENCODINGS
 
 
 def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:

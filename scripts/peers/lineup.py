@@ -8,10 +8,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tpimpi.checkpoint import Checkpoint
-from tpimpi.config import ModelConfig
-from tpimpi.encoding import ENCODINGS
+from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import UserError
+from tpimpi.model.config import ModelConfig
+from tpimpi.model.encoding import ENCODINGS
 
 WORKER = Path(__file__).with_name("worker.py")
 PACKAGES = ("llama.cpp", "transformers", "accelerate")

@@ -132,24 +132,21 @@ def run_tpimpi(
 
     `peak_bytes` of the result is the sum over all ranks. Collective; None on other ranks.
     """
-    from tpimpi import flags as command_line
     from tpimpi import launch
+    from tpimpi.commands.command_line import parse
 
-    line = ["generate", "--model", model, "--prompt", "-", *flags]
-    args = command_line.parse(line)
+    options = parse(["generate", "--model", model, "--prompt", "-", *flags]).options
     threads = launch.prepare(threads)
     world = launch.world()
-    from tpimpi import runtime
-    from tpimpi.comm import Group
-    from tpimpi.plan import Work
-    from tpimpi.source import Source
+    from tpimpi.comm.group import Group
+    from tpimpi.engine.session import load
+    from tpimpi.memory.account import Work
+    from tpimpi.shards.source import Source
 
     group = Group(world)
-    source = Source(args, group)
-    shard, _ = source.shard(args, group)
-    session = runtime.load(
-        group, source, shard, command_line.memory_request(args), Work(prompt, context), threads
-    )
+    source = Source(group, model)
+    shard, _ = source.shard(group)
+    session = load(group, source, shard, options.memory, Work(prompt, context), threads)
     result = None
     with session:
         if group.rank == 0:

@@ -1,0 +1,36 @@
+"""Run the program as a user does, and look at what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import tpimpi
+
+DEMO = Path(tpimpi.__file__).parent / "demo"
+TPIMPI = [sys.executable, "-m", "tpimpi"]
+
+
+def run(mpirun, ranks, *arguments, stdin=None, folder=None, seconds=120):
+    """Run tpimpi; `ranks` 0 is without a launcher. Returns the finished process."""
+    launcher = [*mpirun, "-np", str(ranks)] if ranks else []
+    environment = os.environ | ({"XDG_CACHE_HOME": str(folder)} if folder else {})
+    return subprocess.run(
+        [*launcher, *TPIMPI, *map(str, arguments)],
+        input=stdin if stdin is not None else "", capture_output=True, text=True,
+        timeout=seconds, env=environment, check=False,
+    )  # fmt: skip
+
+
+def output(process):
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def refused(process, code, *words):
+    assert process.returncode == code, (process.returncode, process.stderr)
+    assert "Traceback" not in process.stderr and not process.stdout
+    sentences = [line for line in process.stderr.splitlines() if line.startswith("tpimpi: ")]
+    assert len(sentences) == 1, process.stderr
+    for word in words:
+        assert word in sentences[0]

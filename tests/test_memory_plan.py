@@ -1,0 +1,283 @@
+"""The memory account: kept for any model, budget and context, and spread over the tape."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tpimpi.errors import UserError
+from tpimpi.memory.account import MARGIN_BYTES, Needs, Work
+from tpimpi.memory.plan import RankRequest, fit, plan_budget, plan_flags, plan_ranks, spread
+from tpimpi.memory.process import FreeMemory, free_memory
+from tpimpi.memory.request import Budgets, MemoryRequest
+from tpimpi.memory.sharing import Claim, fair_shares, shared_budgets
+from tpimpi.shards.layout import PAGE, StoredTensor
+from tpimpi.tape.reads import READ_BYTES, resident_reads, streamed_lap
+
+MIB = 1 << 20
+
+
+def tape(shapes):
+    """Return bf16 tensors one after another, each at the beginning of a page."""
+    result, at = [], PAGE
+    for i, shape in enumerate(shapes):
+        nbytes = 2 * shape[0] * shape[1]
+        result.append(StoredTensor(f"t{i}", "bf16", shape, at, nbytes))
+        at += -(-nbytes // PAGE) * PAGE
+    return tuple(result)
+
+
+def needs(tensors, **more):
+    given = {
+        "process": 100 * MIB, "peak": 110 * MIB, "fixed": MIB, "per_token": 50_000,
+        "kv_page": MIB, "page_tokens": 64, "tensors": tensors,
+        "blocks": tuple(t.nbytes for t in tensors),
+    }  # fmt: skip
+    return Needs(**given | more)
+
+
+def ask(needs_, budget, rank=0):
+    return RankRequest(rank, "h", budget, needs_, FreeMemory(1 << 50, None, ""))
+
+
+def one(needs_, budget, work, **flags):
+    return plan_ranks([ask(needs_, budget)], MemoryRequest(**flags), work)[0]
+
+
+SHAPES = st.lists(
+    st.tuples(st.integers(0, 3000), st.integers(0, 3000)), min_size=1, max_size=12
+).filter(lambda shapes: any(a * b for a, b in shapes))
+
+
+@settings(max_examples=60)
+@given(SHAPES, st.integers(0, 1200), st.integers(1, 700), st.integers(0, 5000))
+def test_a_budget_is_never_exceeded(shapes, extra, prompt, more):
+    rank, work = needs(tape(shapes)), Work(prompt, prompt + more)
+    smallest = rank.smallest(work)
+    with pytest.raises(UserError, match=r"at least \d+ MiB"):
+        one(rank, smallest - 1, work)
+    budget = smallest + extra * MIB // 4
+    plan = one(rank, budget, work)
+    chunk, context = plan.chunk, plan.context
+    assert 1 <= chunk <= prompt and work.smallest_context <= context <= work.context
+    assert plan.total <= budget == plan.budget
+    assert plan.resident + plan.streamed == rank.weights
+    if plan.streamed:
+        assert plan.ring >= min(2 * streamed_lap(rank.tensors, plan.resident_rows).largest, 1)
+        largest = max(t.row_bytes for t in rank.tensors)
+        assert budget - plan.total <= 4 * READ_BYTES + largest + 64 * MIB * (context < work.context)
+    else:
+        assert plan.ring == 0
+    everything = rank.everything(work, chunk)
+    assert plan_budget(rank, everything, work, chunk, work.context).streamed == 0
+
+
+def test_a_context_beyond_the_budget_is_cut_to_whole_pages():
+    rank, work = needs(tape([(1000, 1000)] * 20)), Work(100, 100_000)
+    budget = rank.smallest(work) + 10 * MIB
+    chunk, context = fit(rank, budget, work, 100, 1)
+    assert context < work.context and context % 64 == 0 and context >= 64 * 10
+    assert plan_budget(rank, budget, work, chunk, context).total <= budget
+
+
+def test_a_longer_chunk_is_worth_its_memory_where_weights_stream():
+    rank = needs(tape([(4096, 4096)] * 100))
+    work = Work(512, 532)
+    budget = rank.smallest(work) + 40 * MIB
+    assert fit(rank, budget, work, 512, 1)[0] == 512
+    # With few tokens to read and many to write residency is worth more.
+    work = Work(512, 512 + 100_000)
+    rank = needs(tape([(4096, 4096)] * 3), per_token=200_000, kv_page=1)
+    assert fit(rank, rank.smallest(work) + 100 * MIB, work, 512, 1)[0] < 512
+
+
+def test_an_exact_chunk_is_kept_or_refused():
+    rank, work = needs(tape([(1000, 1000)] * 9), per_token=MIB), Work(300, 320)
+    enough = rank.smallest(work, 200)
+    assert one(rank, enough, work, chunk=200).chunk == 200
+    with pytest.raises(UserError, match="too small"):
+        one(rank, enough - 1, work, chunk=200)
+
+
+def test_the_poorest_rank_decides_on_chunk_and_context():
+    work, rank = Work(100, 100_000), needs(tape([(1000, 1000)] * 9))
+    poor, rich = rank.smallest(work) + 9 * MIB, 1 << 40
+    plans = plan_ranks([ask(rank, rich, 0), ask(rank, poor, 1)], MemoryRequest(), work)
+    assert plans[0].context == plans[1].context < work.context
+    assert plans[0].chunk == plans[1].chunk
+    assert plans[0].streamed == 0 < plans[1].streamed
+    with pytest.raises(UserError, match="rank 1 on h needs"):
+        plan_ranks([ask(rank, rich, 0), ask(rank, 1, 1)], MemoryRequest(), work)
+
+
+def test_a_node_without_free_memory_is_told():
+    request, work = MemoryRequest(), Work(10, 20)
+    empty = replace(ask(needs(tape([(1000, 1000)])), "auto"), free=FreeMemory(0, None, ""))
+    with pytest.raises(UserError, match="share of the node's free memory.*auto"):
+        plan_ranks([empty], request, work)
+
+
+@given(SHAPES, st.floats(0, 1))
+def test_residency_is_spread_evenly(shapes, share):
+    tensors = tape(shapes)
+    total = sum(t.nbytes for t in tensors)
+    rows = spread(tensors, int(total * share))
+    kept = passed = 0
+    slack = 2 * READ_BYTES + max(t.row_bytes for t in tensors) * 2
+    for tensor in tensors:
+        kept += rows.get(tensor.name, 0) * tensor.row_bytes
+        passed += tensor.nbytes
+        assert rows.get(tensor.name, 0) <= tensor.shape[0]
+        assert share * passed - slack <= kept <= share * passed + 1
+
+
+@given(SHAPES, st.floats(0, 1))
+def test_reads_cover_every_row_once_and_in_order(shapes, share):
+    tensors = tape(shapes)
+    resident = spread(tensors, int(sum(t.nbytes for t in tensors) * share))
+    lap = streamed_lap(tensors, resident)
+    reads, at = list(lap.reads), 0
+    for tensor in tensors:
+        row = resident.get(tensor.name, 0)
+        for tile in lap.tiles[tensor.name]:
+            read = reads[at]
+            assert tile.row == row and tile.rows > 0
+            assert read.start + tile.at == tensor.offset + row * tensor.row_bytes
+            assert tile.at + tile.rows * tensor.row_bytes <= read.needed
+            row += tile.rows
+            at += tile.last
+        assert row == (tensor.shape[0] if tensor.nbytes else resident.get(tensor.name, 0))
+    assert at == len(reads)
+    for read in reads:
+        assert read.start % PAGE == 0
+        assert read.length <= READ_BYTES + PAGE + max(t.row_bytes for t in tensors)
+    kept = sum(resident.get(t.name, 0) * t.row_bytes for t in tensors)
+    assert sum(read.needed for read in resident_reads(tensors, resident)) == kept
+
+
+def test_small_neighbours_share_a_read():
+    tensors = tape([(2048, 2048), (64, 2048), (64, 2048), (2048, 2048)])
+    assert len(streamed_lap(tensors, {}).reads) <= 9
+    whole = streamed_lap(tape([(64, 1024)] * 12), {})
+    assert len(whole.reads) == 1
+
+
+def test_the_window_and_everything_stay_as_they_were():
+    rank, work = needs(tape([(1000, 1000)] * 4)), Work(300, 400)
+    plan = plan_flags(rank, MemoryRequest(window=2), work)
+    assert plan.ring == 4_000_000 and plan.resident == 0 and plan.chunk == 256
+    plan = plan_flags(rank, MemoryRequest(everything=True, chunk=7), work)
+    assert plan.streamed == plan.ring == 0 and plan.chunk == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("3GiB", 3 << 30), ("1500MB", 1_500_000_000), ("1.5 GiB", 3 << 29), ("auto", "auto"),
+     ("max", "max"), ("12345678", 12_345_678)],
+)  # fmt: skip
+def test_sizes(text, expected):
+    assert Budgets.parse(text).of(1, 3, "host") == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1GB", "much", "3XB", "nan", "1GiB,,2GiB", "@/no/such/file"])
+def test_what_is_no_size(text):
+    with pytest.raises(ValueError, match="no size|can't be read"):
+        Budgets.parse(text)
+
+
+def test_a_budget_for_each_rank_or_host(tmp_path):
+    budgets = Budgets.parse("3GiB,1GiB,auto")
+    assert [budgets.of(r, 3, "h") for r in range(3)] == [3 << 30, 1 << 30, "auto"]
+    with pytest.raises(UserError, match="3 budgets, but there are 2 ranks"):
+        budgets.of(0, 2, "h")
+    file = tmp_path / "budgets"
+    file.write_text("# ours\nbig 8GiB\nsmall.lan  512MiB # old\n\n")
+    budgets = Budgets.parse(f"@{file}")
+    assert budgets.of(0, 9, "big.home") == 8 << 30 and budgets.of(5, 9, "small.lan") == 512 * MIB
+    with pytest.raises(UserError, match="no line for host other"):
+        budgets.of(0, 2, "other")
+    file.write_text("* 1GiB\n")
+    assert Budgets.parse(f"@{file}").of(0, 2, "other") == 1 << 30
+    for text, word in (("a b c\n", "line 1"), ("# none\n", "no line"), ("h 3XB\n", "no size")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=word):
+            Budgets.parse(f"@{file}")
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(0, 500), min_size=1, max_size=6))
+def test_fair_shares(free, wanted):
+    shares = fair_shares(free, wanted)
+    assert sum(shares) <= free and all(s <= w for s, w in zip(shares, wanted, strict=True))
+    short = [s for s, w in zip(shares, wanted, strict=True) if s < w]
+    if short:  # nobody got more than one who wants more, and hardly anything is left
+        assert max(shares) <= min(short) + 1 and free - sum(shares) < len(wanted)
+
+
+def claim(budget, wanted=1 << 40, host="a", node=1000 * MIB, cgroup=None, path=""):
+    return Claim(budget, host, 100 * MIB, wanted, FreeMemory(node, cgroup, path))
+
+
+def test_free_memory_is_shared_by_the_ranks_of_a_node():
+    assert shared_budgets([claim("auto")] * 2) == [500 * MIB] * 2
+    assert shared_budgets([claim("max")]) == [(1100 - 64) * MIB]
+    assert shared_budgets([claim("auto"), claim("auto", 200 * MIB)]) == [800 * MIB, 200 * MIB]
+    assert shared_budgets([claim("auto"), claim("auto", host="b")]) == [900 * MIB] * 2
+    assert shared_budgets([claim("auto"), claim(600 * MIB)]) == [500 * MIB, 600 * MIB]
+    limited = claim("auto", cgroup=200 * MIB, path="/x")
+    assert shared_budgets([limited, limited]) == [180 * MIB] * 2
+    apart = claim("auto", cgroup=200 * MIB, path="/y")
+    assert shared_budgets([limited, apart]) == [260 * MIB] * 2
+
+
+def fake_proc(tmp_path, cgroup, mounts):
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4096 kB\n")
+    (proc / "self" / "cgroup").write_text(cgroup)
+    (proc / "self" / "mountinfo").write_text(mounts)
+    return proc
+
+
+def group(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_cgroup_version_2_with_a_tighter_parent(tmp_path):
+    mounts = "30 24 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
+    proc = fake_proc(tmp_path, "0::/user/app\n", mounts)
+    base = tmp_path / "sys/fs/cgroup"
+    stat = "anon 5\ninactive_file 300\n"
+    group(base, {"memory.stat": stat})
+    group(base / "user", {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": stat})
+    group(base / "user/app", {"memory.max": "max\n", "memory.current": "9\n", "memory.stat": stat})
+    free = free_memory(proc, tmp_path)
+    assert free.node == 4 * MIB and free.cgroup == 600
+    assert free.cgroup_path == str(base / "user")
+
+
+def test_cgroup_version_1_in_a_container(tmp_path):
+    mounts = (
+        "31 30 0:27 /docker/1 /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
+        "32 30 0:28 / /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n"
+    )
+    proc = fake_proc(tmp_path, "4:memory:/docker/1\n3:cpu:/docker/1\n", mounts)
+    group(
+        tmp_path / "sys/fs/cgroup/memory",
+        {
+            "memory.limit_in_bytes": "5000\n", "memory.usage_in_bytes": "6000\n",
+            "memory.stat": "inactive_file 1\ntotal_inactive_file 2000\n",
+        },
+    )  # fmt: skip
+    assert free_memory(proc, tmp_path).cgroup == 1000
+    unlimited = {"memory.limit_in_bytes": str((1 << 63) - 4096)}
+    group(tmp_path / "sys/fs/cgroup/memory", unlimited)
+    assert free_memory(proc, tmp_path).cgroup is None
+
+
+def test_no_account_sees_the_margin():
+    rank, work = needs(tape([(1000, 1000)])), Work(1, 2)
+    assert rank.besides_weights(0, 0, 1) == 100 * MIB + MIB + MARGIN_BYTES
+    assert rank.smallest(work) >= rank.peak

@@ -1,0 +1,1 @@
+"""The machine's limits, and a model's times beside them."""

@@ -1,0 +1,70 @@
+"""What each rank can read while all others read too: its memory's rate and its disk's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tpimpi.bench import limits
+from tpimpi.comm.group import Group
+from tpimpi.errors import MachineError
+from tpimpi.memory.plan import Rates
+from tpimpi.paths import free_disk
+from tpimpi.shards.layout import PAGE, StoredTensor, shard_name
+from tpimpi.shards.shard import Shard
+
+PROBE_BYTES, PROBE_SECONDS = 128 << 20, 0.5  # a file that is written to time the disk's reads
+
+
+class _Probe:
+    """A file of zeros on a disk, read like a shard of one tensor."""
+
+    def __init__(self, folder: Path):
+        while not folder.is_dir():
+            folder = folder.parent
+        free = free_disk(folder)
+        nbytes = min(PROBE_BYTES, free // 4 // 2**20 * 2**20)
+        if not nbytes:
+            raise MachineError(
+                f"the disk of {folder} has {free / 2**20:.1f} MiB free, too few to time its reads; "
+                "free some space or name another folder with --save-dir"
+            )
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tpimpi-probe-", delete=False) as file:
+            self.path = Path(file.name)
+            try:
+                for _ in range(0, nbytes, 1 << 20):
+                    file.write(bytes(1 << 20))
+                os.fsync(file.fileno())
+            except OSError:
+                self.path.unlink()
+                raise
+        rows = nbytes // PAGE
+        self.tensor = StoredTensor("probe", "f32", (rows, PAGE // 4), 0, rows * PAGE)
+
+    def __getitem__(self, _name: str) -> StoredTensor:
+        return self.tensor
+
+    def close(self) -> None:
+        """Remove the file."""
+        self.path.unlink()
+
+
+def read_rates(group: Group, folder: Path, threads: int) -> Rates:
+    """Measure this rank's rates, the disk's by its shard or by a file in `folder` (collective)."""
+    rates = limits.memory_rates(group, threads, 3)[group.rank]
+    source, names = None, ["probe"]
+    with group.together():
+        path = folder / shard_name(group.rank, group.size)
+        if path.exists():
+            source = Shard(path)
+            names = [t.name for t in source.tensors if len(t.shape) == 2 and t.name != "embed"]
+        else:
+            source = _Probe(folder)
+    try:
+        disk = limits.disk_rate(group, source, names, PROBE_SECONDS)
+    finally:
+        source.close()
+    return Rates(disk, float(np.median(rates)))

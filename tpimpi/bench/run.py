@@ -1,0 +1,75 @@
+"""Measure a model in all modes and the machine's limits, in one run.
+
+Modes run from the smallest footprint to the largest, as a process's peak memory never falls; what
+takes memory to measure (the memory's own rate) comes last.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tpimpi.bench import result
+from tpimpi.bench.measurement import Bench
+from tpimpi.bench.settings import MODES, PROMPTS, STEPS, Settings
+from tpimpi.comm.group import Group
+from tpimpi.errors import UserError
+from tpimpi.memory.account import Work
+
+
+def prompts_and_work(settings: Settings, most: int) -> tuple[list[int], Work]:
+    """Return the prompts to measure and what they take of a model of at most `most` tokens.
+
+    Raises UserError for a context or a prompt that doesn't fit.
+    """
+    if settings.context and settings.context > most:
+        raise UserError(f"--context {settings.context} is beyond the model's {most} tokens")
+    context = settings.context or min(most, max(settings.prompts or PROMPTS))
+    prompts = settings.prompts or [p for p in PROMPTS if p <= context]
+    if max(prompts, default=0) > context:
+        raise UserError(
+            f"a prompt of {max(prompts)} tokens is beyond the context of {context}; "
+            "shorten --prompts or raise --context"
+        )
+    if context < max(STEPS):
+        raise UserError(f"steps of {max(STEPS)} rows need a context of at least as many tokens")
+    return sorted(set(prompts)), Work(max(prompts, default=1), context, logits=max(STEPS))
+
+
+def measure(
+    group: Group, source, settings: Settings, prompts: list[int], work: Work, threads: int
+) -> tuple[dict | None, dict]:
+    """Return the result, JSON's types on rank 0, and each mode's intervals of one token.
+
+    `source` is a Source or a SyntheticSource whose shards are there. Collective. Raises UserError
+    where no mode fits or a budget is too small.
+    """
+    bench = Bench(group, source, settings, work, prompts, threads, say(group))
+    encoding = bench.warm_up()
+    found = {mode: bench.measure(mode) for mode in _by_memory(bench)}
+    bench.say("limits of memory, arithmetic and allreduces")
+    intervals = {mode: measured["intervals"] for mode, measured in found.items()}
+    return result.assemble(bench, encoding, found), intervals
+
+
+def say(group: Group):
+    """Return a function that tells on rank 0's standard error what is being measured."""
+
+    def tell(text: str) -> None:
+        if group.rank == 0:
+            print(f"tpimpi bench: {text}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _by_memory(bench: Bench) -> list[str]:
+    """Return the modes to measure, from the smallest plan to the largest (collective)."""
+    sizes, modes = {}, bench.settings.modes
+    for mode in modes or MODES:
+        plan = bench.plan(mode)
+        if modes or bench.fits(plan):
+            sizes[mode] = max(bench.group.comm.allgather(plan.total))
+        else:
+            bench.say(f"{mode}: left out, as {plan.total / 2**20:.0f} MiB a rank are not free")
+    if not sizes:
+        raise UserError("no mode fits in the free memory; use more ranks on more machines")
+    return sorted(sizes, key=sizes.get)

@@ -1,0 +1,1 @@
+"""What comes in: weights and tokenizers of a Hugging Face directory."""

@@ -1,0 +1,1 @@
+"""The ranks as one group, and how partial sums are merged."""

@@ -1,0 +1,130 @@
+"""The ranks as one group: sums, agreement before an error is raised, and the end of a job."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import numpy as np
+from mpi4py import MPI
+
+from tpimpi.comm.allreduce import STRATEGIES
+from tpimpi.errors import MachineError, UserError, describe
+
+CHUNK = 8 << 20  # bytes in one message: far below MPI's 2^31 limit, and small beside any budget
+TRIES, NAPS = 20, (20e-6, 200e-6)  # looks before the first nap; seconds of the naps
+SUM_BYTES = 1 << 20  # of one sum: MPI takes as much memory again for what it receives
+
+
+class Group:
+    """A private duplicate of a communicator, the ranks of this node, and the time spent in sums.
+
+    Collective to make and to `close()`.
+    """
+
+    def __init__(self, comm: MPI.Comm, strategy: str = "mpi"):
+        self.comm = comm.Dup()
+        self.rank, self.size = self.comm.rank, self.comm.size
+        self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.host = socket.gethostname()
+        self.network_seconds = 0.0
+        self.on_wait: Callable[[float, float], None] | None = None  # told begin and end of each
+        self.patient = False  # whether to sleep, not to spin, until the others come
+        self._merge = STRATEGIES[strategy]
+
+    def close(self) -> None:
+        """Free both communicators (collective)."""
+        self.node.Free()
+        self.comm.Free()
+
+    def allreduce(self, buffer: np.ndarray) -> None:
+        """Sum a float32 buffer over all ranks, in place (collective)."""
+        if self.size == 1:
+            return
+        start = time.perf_counter()
+        if self.patient:
+            self._meet()
+        flat = buffer.reshape(-1)
+        for at in range(0, flat.size, SUM_BYTES // 4):
+            self._merge(self.comm, flat[at : at + SUM_BYTES // 4])
+        self._waited(start)
+
+    def _waited(self, start: float) -> None:
+        end = time.perf_counter()
+        self.network_seconds += end - start
+        if self.on_wait is not None:
+            self.on_wait(start, end)
+
+    def _meet(self) -> None:
+        """Sleep until all ranks are here (collective): the sum that follows then hardly waits.
+
+        MPI's own waiting keeps a core busy, which readers and other ranks would have used.
+        """
+        request, nap = self.comm.Ibarrier(), NAPS[0]
+        for _ in range(TRIES):
+            if request.Test():
+                return
+        while not request.Test():
+            time.sleep(nap)
+            nap = min(1.5 * nap, NAPS[1])
+
+    def warm_up(self) -> None:
+        """Let MPI take the memory that sums will need (collective)."""
+        self.allreduce(np.zeros(SUM_BYTES // 4, np.float32))
+
+    def bcast(self, buffer: np.ndarray) -> None:
+        """Send rank 0's buffer to all (collective). Its time is rank 0's, not the network's."""
+        if self.size > 1:
+            self.comm.Bcast(buffer, root=0)
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise the first rank's error on every rank, or nothing anywhere (collective).
+
+        So no rank waits in a collective for one that has left.
+        """
+        mine = None
+        if error is not None:
+            kind = "user" if isinstance(error, UserError) else "machine"
+            mine = (kind, str(error), f"rank {self.rank} on {self.host}")
+        failed = [e for e in self.comm.allgather(mine) if e is not None]
+        if not failed:
+            return
+        kind, sentence, where = failed[0]
+        if kind == "user":
+            agreed: Exception = UserError(sentence)
+        else:
+            agreed = MachineError(f"{sentence} ({where})" if self.size > 1 else sentence)
+        agreed.agreed = True  # every rank raises it, so every rank can leave in peace
+        raise agreed from error
+
+    @contextmanager
+    def together(self):
+        """Run a block in which any rank may fail, and raise the same error on all (collective).
+
+        Only for blocks without collectives of their own.
+        """
+        error = None
+        try:
+            yield
+        except (UserError, MachineError) as e:
+            error = e
+        except (OSError, MemoryError) as e:
+            error = MachineError(describe(e))
+        self.agree(error)
+
+    def gatherv_rows(self, part: np.ndarray, out: np.ndarray | None, counts: list[int]) -> None:
+        """Gather [n, V_loc] parts side by side into rank 0's [n, V] (collective).
+
+        `counts` are all ranks' V_loc. Rows travel one message per row, so that they land in place.
+        """
+        if self.size == 1:
+            out[...] = part
+            return
+        start = time.perf_counter()
+        offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        for row in range(part.shape[0]):
+            into = [out[row], counts, offsets, MPI.FLOAT] if self.rank == 0 else None
+            self.comm.Gatherv(part[row], into, root=0)
+        self._waited(start)

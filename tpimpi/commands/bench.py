@@ -1,0 +1,137 @@
+"""`tpimpi bench`: the machine's limits, and a model's times as fractions of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from tpimpi.bench.settings import MODES, PROMPTS, Settings
+from tpimpi.commands import flags
+from tpimpi.commands.files import check_folder
+from tpimpi.errors import UserError
+
+SUMMARY = "measure the machine's limits and a model's times"
+
+
+@dataclass(frozen=True)
+class Options:
+    """A model or a shape, where its shards lie, what to measure, and a plot's file."""
+
+    model: str | None
+    shape: str | None
+    layers: int | None
+    dtype: str | None
+    sparse: bool
+    save_dir: str | None
+    again: bool
+    plot: str | None
+    settings: Settings
+
+
+def _modes(text: str) -> tuple[str, ...]:
+    found = tuple(text.split(","))
+    for mode in found:
+        if mode not in MODES:
+            raise argparse.ArgumentTypeError(f"{mode!r} is none of {', '.join(MODES)}")
+    return found
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    flags.add_model_or_shape(parser)
+    parser.add_argument(
+        "--context", type=flags.number(int, 1), metavar="N",
+        help="tokens that memory is taken for (default: longest prompt)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sparse", action="store_true",
+        help="write no weights, only files that read as zeros: memory counts, times do not",
+    )  # fmt: skip
+    parser.add_argument(
+        "--modes", type=_modes, metavar="MODE,...",
+        help=f"among {', '.join(MODES)} (default: all that fit)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompts", type=flags.several(int, 1), metavar="N,...",
+        help=f"tokens of the prompts (default: those of {','.join(map(str, PROMPTS))} that the "
+        "context holds)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--repeats", type=flags.number(int, 1), default=Settings.repeats, metavar="N",
+        help="of each measurement at most (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=flags.number(float, 0.1), default=Settings.seconds, metavar="X",
+        help="for the times of one mode; what would take most of it is left out (default: 30)",
+    )  # fmt: skip
+    parser.add_argument("--plot", metavar="FILE", help="draw the roofline and one token as PNG")
+    flags.add_shards(parser)
+    for name, kind, metavar, text in (
+        ("--memory-window", flags.number(int, 2), "N", "blocks of mode window (default: 4)"),
+        ("--memory-budget", flags.budgets, "BYTES", "of mode budget (default: the process and "
+         "60 %% of the weights)"),
+        ("--prompt-chunk", flags.number(int, 1), "N", "tokens of a prompt computed in one pass"),
+        ("--threads", flags.number(int, 1), "N", "threads of each rank (default: cores / ranks)"),
+    ):  # fmt: skip
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+
+
+def options(args: argparse.Namespace) -> Options:
+    """Return what the flags say."""
+    if args.model and (args.layers or args.dtype or args.sparse):
+        raise UserError("--layers, --dtype and --sparse are for --shape, not for --model")
+    settings = Settings(
+        args.modes, args.prompts, args.context, args.repeats, args.seconds,
+        args.memory_window or Settings.window, args.memory_budget, args.prompt_chunk,
+    )  # fmt: skip
+    return Options(
+        args.model, args.shape, args.layers, args.dtype, args.sparse, args.save_dir,
+        args.split_bin, args.plot, settings,
+    )  # fmt: skip
+
+
+def run(options: Options, group, threads: int) -> None:
+    """Measure, then print a summary and one line of JSON on rank 0 (collective)."""
+    from tpimpi.bench import summary
+    from tpimpi.bench.run import measure, prompts_and_work
+
+    with group.together():
+        if options.plot:
+            check_folder(options.plot, "--plot")
+            if find_spec("matplotlib") is None:
+                raise UserError("--plot needs matplotlib: pip install 'tpimpi[bench]'")
+    source = _source(options, group)
+    with group.together():
+        prompts, work = prompts_and_work(options.settings, source.config.max_positions)
+    if source.sparse and group.rank == 0:
+        why = "" if options.sparse else ", as the disk has no room for the shape"
+        print(f"tpimpi: sparse files{why}: memory counts, times do not", file=sys.stderr)
+    source.shard(group, options.again)[0].close()
+    result, intervals = measure(group, source, options.settings, prompts, work, threads)
+    if group.rank != 0:
+        return
+    print(summary.text(result))
+    print(json.dumps(result), flush=True)
+    if options.plot:
+        from tpimpi.bench import plot
+
+        plot.draw(options.plot, result, intervals)
+
+
+def _source(options: Options, group):
+    """Return the model directory or the shape as what ranks load from (collective)."""
+    from tpimpi.model.shapes import shape_config
+    from tpimpi.shards.source import Source
+    from tpimpi.shards.synthetic import SyntheticSource
+
+    if options.model:
+        return Source(group, options.model, options.save_dir)
+    config = None
+    with group.together():
+        config = shape_config(options.shape, options.layers)
+    return SyntheticSource(
+        group, config, options.dtype or "bf16", options.save_dir, options.sparse, options.again
+    )

@@ -1,0 +1,44 @@
+"""`tpimpi convert`: cut a checkpoint into shards on all ranks."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from tpimpi.commands.flags import add_model, add_shards
+
+SUMMARY = "cut a checkpoint into shards and stop"
+
+
+@dataclass(frozen=True)
+class Options:
+    """A model directory and where its shards go."""
+
+    model: str
+    save_dir: str | None
+    again: bool
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    add_model(parser)
+    add_shards(parser)
+
+
+def options(args: argparse.Namespace) -> Options:
+    """Return what the flags say."""
+    return Options(args.model, args.save_dir, args.split_bin)
+
+
+def run(options: Options, group, threads: int) -> None:
+    """Cut what is missing, and tell where it lies (collective)."""
+    from tpimpi.shards.source import Source
+
+    source = Source(group, options.model, options.save_dir)
+    shard, written = source.shard(group, options.again)
+    sizes = group.comm.gather(sum(t.nbytes for t in shard.tensors))
+    shard.close()
+    if group.rank == 0:
+        what = "cut" if written else "already there, checked:"
+        total = sum(sizes) / 2**30
+        print(f"{what} {len(sizes)} shards, {total:.3f} GiB, in {source.folder}")

@@ -1,0 +1,132 @@
+"""Flags that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from tpimpi.memory.request import Budgets, MemoryRequest
+
+
+def number(kind: Callable, low: float, high: float | None = None, why: str = "") -> Callable:
+    """Return a flag's type: an int or float from `low` to `high`; `why` explains the limit."""
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if not value >= low or (high is not None and value > high):
+            range_ = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} must be {range_}{why}")
+        return value
+
+    return convert
+
+
+def several(kind: Callable, low: int) -> Callable:
+    """Return a flag's type: numbers of at least `low` with commas between them."""
+    one = number(kind, low)
+    return lambda text: tuple(one(part) for part in text.split(","))
+
+
+def budgets(text: str) -> Budgets:
+    """Return the value of --memory-budget; a flag's type."""
+    try:
+        return Budgets.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add --model."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", "-m", "--model-path", required=True, metavar="DIR",
+        help="Hugging Face directory: config.json, *.safetensors, tokenizer",
+    )  # fmt: skip
+
+
+def add_model_or_shape(parser: argparse.ArgumentParser) -> None:
+    """Add --model and what stands in for it: --shape, --layers, --dtype."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", "-m", "--model-path", metavar="DIR", help="Hugging Face model")
+    source.add_argument(
+        "--shape", metavar="NAME", help="a named shape such as llama2-70b; no checkpoint is needed"
+    )
+    parser.add_argument(
+        "--layers", type=number(int, 1), metavar="N", help="of the shape, instead of its own"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bf16", "f16", "f32"), help="of the shape's weights (default: bf16)"
+    )
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """Add --ranks."""
+    parser.add_argument(
+        "--ranks", "-np", type=number(int, 1), metavar="N",
+        help="ranks to cut it over (default: those of this run)",
+    )  # fmt: skip
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Add --save-dir and --split-bin."""
+    group = parser.add_argument_group("shards")
+    group.add_argument(
+        "--save-dir", metavar="DIR",
+        help="where each rank keeps its shard (default: a folder per model and partition in "
+        "$XDG_CACHE_HOME/tpimpi or ~/.cache/tpimpi)",
+    )  # fmt: skip
+    group.add_argument("--split-bin", action="store_true", help="cut the shards again")
+
+
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `memory_request` reads, and --threads."""
+    group = parser.add_argument_group("memory and threads")
+    memory = group.add_mutually_exclusive_group()
+    memory.add_argument(
+        "--memory-budget", type=budgets, default=MemoryRequest.budgets, metavar="BYTES",
+        help="the most memory that each rank's process takes, such as 3GiB or 1500MB; or one for "
+        "each rank, 3GiB,1GiB; or @FILE with lines HOST BYTES; auto: most of what is free on the "
+        "node; max: all of it. Weights beyond it stream from disk (default: auto)",
+    )  # fmt: skip
+    memory.add_argument(
+        "--memory-window", metavar="N",
+        type=number(int, 2, why=" blocks: one is computed while the next is read"),
+        help="keep N blocks (half layers) in memory and stream the weights from disk, at least 2, "
+        "in place of a budget",
+    )  # fmt: skip
+    memory.add_argument(
+        "--disable-memory-schedule", action="store_true", help="keep all weights in memory"
+    )
+    group.add_argument(
+        "--threads", type=number(int, 1), metavar="N",
+        help="threads of each rank (default: cores of the node / ranks on it)",
+    )  # fmt: skip
+    group.add_argument(
+        "--prompt-chunk", type=number(int, 1), metavar="N",
+        help="tokens of a prompt computed in one pass (default: 512 or what the budget allows; 256 "
+        "with --memory-window)",
+    )  # fmt: skip
+
+
+def memory_request(args: argparse.Namespace) -> MemoryRequest:
+    """Return what the memory flags say."""
+    return MemoryRequest(
+        args.memory_budget, args.memory_window, args.disable_memory_schedule, args.prompt_chunk
+    )
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add --report."""
+    parser.add_argument("--report", metavar="FILE", help="write each rank's figures as JSON")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add --output."""
+    parser.add_argument(
+        "--output", choices=("text", "json"), default="text",
+        help="text, or one JSON object on one line (default: text)",
+    )  # fmt: skip

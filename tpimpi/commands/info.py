@@ -1,0 +1,93 @@
+"""`tpimpi info`: what a model is, how it would be cut, how large each shard is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+
+from tpimpi.commands.flags import add_model, add_output, add_ranks
+
+SUMMARY = "tell what the model is and how it would be cut"
+
+
+@dataclass(frozen=True)
+class Options:
+    """A model directory, and the ranks to cut it over (None: those of this run)."""
+
+    model: str
+    ranks: int | None
+    json: bool
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    add_model(parser)
+    add_ranks(parser)
+    add_output(parser)
+
+
+def options(args: argparse.Namespace) -> Options:
+    """Return what the flags say."""
+    return Options(args.model, args.ranks, args.output == "json")
+
+
+def run(options: Options, group, threads: int) -> None:
+    """Tell about the model on rank 0 (collective)."""
+    from tpimpi.model.partition import Partition
+    from tpimpi.shards.source import Source
+
+    source = Source(group, options.model)
+    if group.rank != 0:
+        return
+    config = source.config
+    partition = Partition.of(config, [1] * (options.ranks or group.size))
+    rows = [_row(source, mine) for mine in partition.ranks]
+    parameters = sum(math.prod(tensor.shape) for tensor in source.checkpoint.tensors.values())
+    encodings = sorted({t.encoding for t in source.checkpoint.tensors.values()})
+    if options.json:
+        what = json.loads(config.to_json())
+        content = {"model": what, "parameters": parameters, "encodings": encodings}
+        content |= {"fingerprint": source.checkpoint.fingerprint, "ranks": rows}
+        print(json.dumps(content))
+    else:
+        print(f"{config.name}: {parameters / 1e6:.1f} million parameters in {', '.join(encodings)}")
+        print(_table(config, rows))
+
+
+def _row(source, mine) -> dict:
+    """Return what one rank owns."""
+    from tpimpi.model.encoding import ENCODINGS
+    from tpimpi.model.tensors import pieces
+
+    size = sum(
+        math.prod(p.shape) * ENCODINGS[source.checkpoint.weight(p.source).encoding].storage.itemsize
+        for p in pieces(source.config, mine)
+    )
+    return {
+        "rank": mine.rank,
+        "query_heads": len(mine.q_heads),
+        "kv_heads": len(mine.kv_heads),
+        "mlp_columns": len(mine.columns),
+        "vocabulary_rows": len(mine.rows),
+        "shard_bytes": size,
+    }
+
+
+def _table(config, rows: list[dict]) -> str:
+    """Return the model's sizes and each rank's share for people."""
+    lines = [
+        f"  {config.num_layers} layers, hidden size {config.hidden_size}, MLP "
+        f"{config.intermediate_size}, {config.num_heads} query and {config.num_kv_heads} key/value "
+        f"heads of {config.head_dim}, vocabulary {config.vocab_size}, "
+        f"context {config.max_positions} tokens",
+        f"cut over {len(rows)} rank{'s' if len(rows) > 1 else ''}:",
+        "  rank  query heads  kv heads  MLP columns  vocabulary rows  shard MiB",
+    ]
+    lines += [
+        f"  {r['rank']:4d}  {r['query_heads']:11d}  {r['kv_heads']:8d}  {r['mlp_columns']:11d}"
+        f"  {r['vocabulary_rows']:15d}  {r['shard_bytes'] / 2**20:9.1f}"
+        for r in rows
+    ]
+    return "\n".join(lines)

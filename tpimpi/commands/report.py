@@ -1,0 +1,32 @@
+"""A run's figures for people and for --report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from tpimpi.engine.figures import RankFigures
+
+
+def line(figures: dict, ranks: list[RankFigures]) -> str:
+    """Return the one line that people read after a run."""
+    slowest = max(ranks, key=lambda r: r.disk_wait_seconds)
+    waiting = slowest.disk_wait_seconds / max(figures["seconds"], 1e-9)
+    text = (
+        f"{figures['tokens']} tokens after a prompt of {figures['prompt_tokens']} | "
+        f"first token {figures['first_token_seconds']:.2f} s | "
+        f"{figures['tokens_per_second']:.2f} tokens/s | "
+        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB a rank | "
+        f"read {figures['bytes_read'] / 1e9:.3f} GB, "
+        f"{figures['read_bytes_per_second'] / 1e9:.2f} GB/s"
+    )
+    if waiting > 0.5 and len(ranks) > 1:
+        text += f" | waiting for disks, most on rank {slowest.rank} ({slowest.host})"
+    return text
+
+
+def write(path: str, figures: dict, ranks: list[RankFigures]) -> None:
+    """Write all figures as JSON."""
+    content = {"figures": figures, "ranks": [asdict(r) for r in ranks]}
+    Path(path).write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""`tpimpi verify`: recompute every checksum of all ranks' shards."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from tpimpi.commands.flags import add_model, add_shards
+from tpimpi.errors import UserError
+
+SUMMARY = "recompute every checksum of the shards"
+
+
+@dataclass(frozen=True)
+class Options:
+    """A model directory and where its shards lie."""
+
+    model: str
+    save_dir: str | None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    add_model(parser)
+    add_shards(parser)
+
+
+def options(args: argparse.Namespace) -> Options:
+    """Return what the flags say."""
+    return Options(args.model, args.save_dir)
+
+
+def run(options: Options, group, threads: int) -> None:
+    """Verify every rank's shard (collective)."""
+    from tpimpi.shards.layout import shard_name
+    from tpimpi.shards.shard import Shard
+    from tpimpi.shards.source import Source
+
+    source = Source(group, options.model, options.save_dir)
+    count = 0
+    with group.together():
+        path = source.folder / shard_name(group.rank, group.size)
+        if not path.exists():
+            raise UserError(f"{path} does not exist; `tpimpi convert` makes the shards")
+        shard = Shard(path)
+        shard.verify()
+        count = len(shard.tensors)
+        shard.close()
+    counts = group.comm.gather(count)
+    if group.rank == 0:
+        print(f"{sum(counts)} tensors in {len(counts)} shards are whole, in {source.folder}")

@@ -1,0 +1,1 @@
+"""A running model: forward pass, buffers, KV cache, sampler, session."""

@@ -1,0 +1,115 @@
+"""Drive the model: rank 0 decides each step and tells the others; knows tokens, no text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+
+from tpimpi.comm.group import Group
+from tpimpi.engine.forward import Batch, Model
+from tpimpi.engine.sampler import Sampler
+
+STOP, STEP, RELEASE = 0, 1, 2
+
+
+class Engine:
+    """One model over all ranks. Rank 0 calls `generate` or `score`; the others call `serve`."""
+
+    def __init__(self, group: Group, model: Model):
+        self._group, self._model = group, model
+        self.on_pass: Callable[[float, float], None] | None = None  # told begin and end of each
+        self._header = np.zeros(4, np.int64)  # operation, T, n, slot
+        self._rows = np.zeros(3 * model.max_tokens, np.int32)  # positions, slots, wanted
+
+    def serve(self) -> None:
+        """Do what rank 0 says until it stops (ranks other than 0)."""
+        while True:
+            self._group.bcast(self._header)
+            operation, tokens, count, slot = (int(value) for value in self._header)
+            if operation == STOP:
+                return
+            if operation == RELEASE:
+                self._model.cache.release(slot)
+            else:
+                self._run(tokens, count)
+
+    def stop(self) -> None:
+        """Let the other ranks leave `serve` (rank 0)."""
+        self._tell(STOP)
+
+    def release(self, slot: int) -> None:
+        """Forget a sequence on all ranks (rank 0)."""
+        self._tell(RELEASE, slot=slot)
+        self._model.cache.release(slot)
+
+    def step(
+        self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int],
+        wanted: Sequence[int],
+    ) -> np.ndarray | None:  # fmt: skip
+        """Run one pass for T tokens (rank 0); return logits [n, V] of the `wanted` ones.
+
+        The result is valid until the next step.
+        """
+        tokens, count = len(ids), len(wanted)
+        self._tell(STEP, tokens, count)
+        self._rows[:tokens] = positions
+        self._rows[tokens : 2 * tokens] = slots
+        self._rows[2 * tokens : 2 * tokens + count] = wanted
+        self._model.embed(ids)
+        return self._run(tokens, count)
+
+    def prefill(self, ids: Sequence[int], slot: int = 0) -> np.ndarray:
+        """Run a prompt in chunks (rank 0); return the logits [V] after its last token."""
+        logits, chunk = None, self._model.max_tokens
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            last = start + len(part) == len(ids)
+            positions = range(start, start + len(part))
+            logits = self.step(part, positions, [slot] * len(part), [len(part) - 1] if last else [])
+        return logits[0]
+
+    def generate(
+        self, prompt_ids: Sequence[int], sampler: Sampler, length: int, eos_ids: Collection[int]
+    ) -> Iterator[int]:
+        """Yield up to `length` new ids after the prompt (rank 0); one of `eos_ids` is the last."""
+        history = list(prompt_ids)
+        logits = self.prefill(history)
+        for count in range(1, length + 1):
+            token = sampler.sample(logits, history)
+            history.append(token)
+            yield token
+            if token in eos_ids or count == length:
+                return
+            logits = self.step([token], [len(history) - 1], [0], [0])[0]
+
+    def score(self, ids: Sequence[int]) -> np.ndarray:
+        """Return -log p(ids[i] | ids[:i]) in nats for i = 1 .. len(ids) - 1, float64 (rank 0)."""
+        losses = []
+        chunk = min(self._model.max_tokens, self._model.max_logits)
+        for start in range(0, len(ids) - 1, chunk):
+            part = ids[start : min(start + chunk, len(ids) - 1)]
+            positions = range(start, start + len(part))
+            logits = self.step(part, positions, [0] * len(part), range(len(part)))
+            for row, target in zip(logits, ids[start + 1 : start + 1 + len(part)], strict=True):
+                wide = row.astype(np.float64)  # [V], one row at a time: memory stays small
+                top = wide.max()
+                losses.append(np.log(np.exp(wide - top).sum()) + top - wide[target])
+        self.release(0)
+        return np.array(losses)
+
+    def _tell(self, operation: int, tokens: int = 0, count: int = 0, slot: int = 0) -> None:
+        self._header[:] = operation, tokens, count, slot
+        self._group.bcast(self._header)
+
+    def _run(self, tokens: int, count: int) -> np.ndarray | None:
+        rows = self._rows[: 2 * tokens + count]
+        self._group.bcast(rows)
+        self._group.bcast(self._model.hidden[:tokens])
+        positions, slots, wanted = np.split(rows, (tokens, 2 * tokens))
+        start = time.perf_counter()
+        logits = self._model.forward(Batch(positions, slots, wanted))
+        if self.on_pass is not None:
+            self.on_pass(start, time.perf_counter())
+        return logits

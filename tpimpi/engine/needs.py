@@ -1,0 +1,46 @@
+"""What one rank must hold to run a model, line by line: the memory account's entries."""
+
+from __future__ import annotations
+
+from tpimpi.engine.buffers import buffer_bytes
+from tpimpi.engine.kvcache import PAGE_TOKENS, page_bytes
+from tpimpi.kernels import attention, matmul
+from tpimpi.memory.account import Needs, Work
+from tpimpi.memory.process import peak_bytes, resident_bytes
+from tpimpi.model.config import ModelConfig
+from tpimpi.model.partition import RankCut
+from tpimpi.model.tensors import pieces
+from tpimpi.shards.layout import StoredTensor
+
+SAMPLING_BYTES = 64  # for each token of the vocabulary, on rank 0: eight float64 at most
+
+
+def needs_of(
+    config: ModelConfig, mine: RankCut, tape: dict[str, StoredTensor], work: Work, threads: int
+) -> Needs:
+    """Return what a rank like this process needs; `tape` are its tensors in the order of use."""
+    blocks: dict[int, int] = {}
+    for piece in pieces(config, mine):
+        if piece.streamed:
+            blocks[piece.block] = blocks.get(piece.block, 0) + tape[piece.name].nbytes
+    norms = 4 * config.hidden_size * (2 * config.num_layers + 1)
+    sampling = SAMPLING_BYTES * config.vocab_size if mine.rank == 0 else 0
+    columns = max((tensor.shape[1] for tensor in tape.values()), default=0)
+    heads, kv_heads = len(mine.q_heads), len(mine.kv_heads)
+    shape = (heads, kv_heads, config.head_dim, work.context, threads)
+    scratch = 4 * max(  # kernels share it
+        matmul.scratch_floats(work.prompt, columns, threads),
+        *(attention.scratch_floats(tokens, *shape) for tokens in (1, work.prompt)),
+    )
+    rows = max(work.logits, 1)
+    one = buffer_bytes(config, mine, 1, 1)
+    per_logits = buffer_bytes(config, mine, 1, 2) - one
+    # As many rows of logits as tokens may be asked for, up to a limit: a chunk's share of them.
+    per_token = buffer_bytes(config, mine, 2, 1) - one + (per_logits if rows > 1 else 0)
+    return Needs(
+        process=resident_bytes(), peak=peak_bytes(),
+        fixed=norms + sampling + per_logits + scratch, per_token=per_token,
+        kv_page=page_bytes(config.num_layers, kv_heads, config.head_dim),
+        page_tokens=PAGE_TOKENS, tensors=tuple(tape.values()),
+        blocks=tuple(blocks[b] for b in sorted(blocks)),
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""What the process takes, budgets, the plan."""

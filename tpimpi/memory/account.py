@@ -1,0 +1,101 @@
+"""The memory account: what one rank must hold, and what was planned for it. Pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tpimpi.shards.layout import PAGE, StoredTensor
+from tpimpi.tape.reads import READ_BYTES
+
+SLACK_BYTES = 2 << 20  # by which two runs of the same program may differ
+MARGIN_BYTES = 12 << 20  # for what no account sees: allocator, stacks of threads, MPI's messages
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed: prompts of up to `prompt` tokens in contexts of up to `context`."""
+
+    prompt: int
+    context: int
+    slots: int = 1
+    longest_chunk: int | None = None
+    logits: int = 1  # rows of logits that one pass may ask for
+
+    @property
+    def smallest_context(self) -> int:
+        """The tokens that a context must hold for anything to be computed at all."""
+        return min(self.prompt + 1, self.context)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one rank must hold besides weights, and its tensors in tape order. Bytes."""
+
+    process: int  # resident now: interpreter, libraries, kernels
+    peak: int  # the most that was resident so far
+    fixed: int  # norms, logits, sampling
+    per_token: int  # activations of one token of a chunk
+    kv_page: int  # a page of all layers
+    page_tokens: int
+    tensors: tuple[StoredTensor, ...]
+    blocks: tuple[int, ...]  # bytes of each block
+
+    @property
+    def weights(self) -> int:
+        """The bytes of all tensors of the tape."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def kv(self, context: int, slots: int) -> int:
+        """Return the bytes of the pages for `slots` contexts."""
+        return slots * -(-context // self.page_tokens) * self.kv_page
+
+    def besides_weights(self, chunk: int, context: int, slots: int) -> int:
+        """Return the bytes of everything but weights and their ring."""
+        return (
+            self.process + MARGIN_BYTES + self.fixed
+            + chunk * self.per_token + self.kv(context, slots)
+        )  # fmt: skip
+
+    def smallest_ring(self) -> int:
+        """Return the least memory through which the weights can pass, or stay if that is less."""
+        longest = max((tensor.row_bytes for tensor in self.tensors), default=0)
+        return min(2 * (max(READ_BYTES, longest) + 2 * PAGE), self.weights)
+
+    def smallest(self, work: Work, chunk: int = 1) -> int:
+        """Return the smallest budget with which a prompt can be computed in chunks of `chunk`."""
+        least = self.besides_weights(chunk, work.smallest_context, work.slots)
+        return max(least + self.smallest_ring(), self.peak)
+
+    def everything(self, work: Work, chunk: int) -> int:
+        """Return the budget with which nothing streams."""
+        return max(self.besides_weights(chunk, work.context, work.slots) + self.weights, self.peak)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One rank's account in bytes, and what follows from it for the tape."""
+
+    budget: int | None
+    peak: int  # the most that was resident before
+    process: int
+    kv: int
+    activations: int  # of a chunk, and what doesn't depend on it
+    margin: int
+    ring: int
+    resident: int
+    streamed: int  # a pass
+    chunk: int  # tokens
+    context: int  # tokens
+    resident_rows: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """The bytes that the process will hold."""
+        parts = (self.process, self.kv, self.activations, self.margin, self.ring, self.resident)
+        return sum(parts)
+
+    @property
+    def most(self) -> int:
+        """The peak that the process will have had in the end, at most; within a budget always."""
+        behind = self.peak + SLACK_BYTES
+        return max(self.total, behind if self.budget is None else min(behind, self.budget))

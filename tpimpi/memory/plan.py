@@ -1,0 +1,191 @@
+"""The memory plan: what a rank holds, what stays in memory, what streams. Pure arithmetic, no MPI.
+
+A budget is spent in this order: the process itself; keys and values of the context; the buffers of
+a prompt chunk; a ring to stream through; and all that is left keeps weights resident, spread over
+the tape so that the readers work while resident rows are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tpimpi.errors import UserError
+from tpimpi.memory.account import MARGIN_BYTES, SLACK_BYTES, MemoryPlan, Needs, Work
+from tpimpi.memory.process import FreeMemory
+from tpimpi.memory.request import MemoryRequest
+from tpimpi.memory.sharing import Claim, shared_budgets
+from tpimpi.shards.layout import StoredTensor
+from tpimpi.tape.reads import READ_BYTES, ring_bytes_for
+
+DEFAULT_CHUNK = 512  # tokens of a prompt in a pass; longer ones gain nothing, as arithmetic binds
+WINDOW_CHUNK = 256  # ... with --memory-window
+RING_BYTES = 32 << 20  # what reading ahead can use: some milliseconds of sampling and of sums
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one rank can read, in bytes a second."""
+
+    disk: float
+    memory: float
+
+    def seconds(self, plan: MemoryPlan) -> float:
+        """Return the time of a decode step at the end of the context, without sums."""
+        touched = plan.resident + plan.streamed + plan.kv
+        return max(plan.streamed / self.disk, touched / self.memory)
+
+
+def wanted_chunk(request: MemoryRequest, work: Work) -> int:
+    """Return the longest prompt chunk that makes sense."""
+    default = WINDOW_CHUNK if request.window is not None else DEFAULT_CHUNK
+    limits = (request.chunk or default, work.prompt, work.longest_chunk or work.prompt)
+    return max(1, min(limits))
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """One rank's needs, what it was told to keep to, and what its node has."""
+
+    rank: int
+    host: str
+    budget: str | int
+    needs: Needs
+    free: FreeMemory
+
+
+def plan_ranks(
+    ranks: Sequence[RankRequest], request: MemoryRequest, work: Work
+) -> list[MemoryPlan]:
+    """Plan all ranks, with one prompt chunk and one context for all of them.
+
+    Raises UserError for the first rank whose budget is too small.
+    """
+    if request.window is not None or request.everything:
+        return [plan_flags(r.needs, request, work) for r in ranks]
+    chunk = wanted_chunk(request, work)
+    least = chunk if request.chunk else 1
+    budgets = shared_budgets(
+        [
+            Claim(r.budget, r.host, r.needs.process, r.needs.everything(work, chunk), r.free)
+            for r in ranks
+        ]
+    )
+    for r, budget in zip(ranks, budgets, strict=True):
+        _refuse_small(r, budget, work, least)
+    fits = [fit(r.needs, b, work, chunk, least) for r, b in zip(ranks, budgets, strict=True)]
+    chunk, context = min(chunk for chunk, _ in fits), min(context for _, context in fits)
+    return [
+        plan_budget(r.needs, b, work, chunk, context) for r, b in zip(ranks, budgets, strict=True)
+    ]
+
+
+def _refuse_small(r: RankRequest, budget: int, work: Work, chunk: int) -> None:
+    """Raise UserError with the smallest budget that would do, if this one is too small."""
+    needs, smallest = r.needs, r.needs.smallest(work, chunk)
+    if budget >= smallest:
+        return
+    would_do = -(-(smallest + SLACK_BYTES) // 2**20)  # MiB
+    context = work.smallest_context
+    buffers = needs.fixed + MARGIN_BYTES + chunk * needs.per_token
+    why = (
+        f"the process {needs.process / 2**20:.0f}, keys and values "
+        f"{needs.kv(context, work.slots) / 2**20:.1f}, buffers {buffers / 2**20:.0f}, weights "
+        f"passing through {needs.smallest_ring() / 2**20:.0f}"
+    )
+    if smallest == needs.peak:
+        why = "as much as it took while its kernels were loaded"
+    what = f"rank {r.rank} on {r.host} needs at least {would_do} MiB for {context} tokens ({why})"
+    if isinstance(r.budget, int):
+        raise UserError(
+            f"--memory-budget {r.budget / 2**20:.0f}MiB is too small: {what}; give "
+            f"--memory-budget {would_do}MiB or more, or use more ranks"
+        )
+    raise UserError(
+        f"{budget / 2**20:.0f} MiB are a rank's share of the node's free memory (--memory-budget "
+        f"{r.budget}), but {what}; end other programs, or use fewer ranks on this node"
+    )
+
+
+def fit(needs: Needs, budget: int, work: Work, chunk: int, least: int) -> tuple[int, int]:
+    """Return the prompt chunk and the context that are best for one rank's budget, in tokens.
+
+    The context is as long as asked for or as the budget allows. The chunk is the one, of `chunk`
+    and its halves down to `least`, that reads the fewest bytes for the prompt and the rest of the
+    context. The budget is at least `needs.smallest(work, least)`.
+    """
+    room = budget - needs.besides_weights(least, 0, work.slots) - needs.smallest_ring()
+    pages = room // (needs.kv_page * work.slots) if needs.kv_page else work.context
+    context = min(work.context, pages * needs.page_tokens)
+    best, best_bytes = least, None
+    while chunk >= least:
+        left = budget - needs.besides_weights(chunk, context, work.slots)
+        streamed = 0 if left >= needs.weights else needs.weights - left + _ring(needs, left)
+        passes = -(-work.prompt // chunk) + max(context - work.prompt, 0)
+        if left >= needs.smallest_ring() and (best_bytes is None or passes * streamed < best_bytes):
+            best, best_bytes = chunk, passes * streamed
+        chunk //= 2
+    return best, context
+
+
+def plan_budget(needs: Needs, budget: int, work: Work, chunk: int, context: int) -> MemoryPlan:
+    """Spend a budget that `fit` has found enough for this chunk and context."""
+    left = budget - needs.besides_weights(chunk, context, work.slots)
+    if left >= needs.weights:
+        rows, ring = {tensor.name: tensor.shape[0] for tensor in needs.tensors}, 0
+    else:
+        ring = _ring(needs, left)
+        rows = spread(needs.tensors, left - ring)
+    return _plan(needs, budget, work, chunk, context, rows, ring)
+
+
+def plan_flags(needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
+    """Follow --memory-window or --disable-memory-schedule, whatever that takes."""
+    chunk = wanted_chunk(request, work)
+    if request.window is None:
+        rows, ring = {tensor.name: tensor.shape[0] for tensor in needs.tensors}, 0
+    else:
+        rows = {}
+        ring = ring_bytes_for(needs.blocks, min(request.window, len(needs.blocks)))
+    return _plan(needs, None, work, chunk, work.context, rows, ring)
+
+
+def _plan(needs, budget, work, chunk, context, rows, ring) -> MemoryPlan:
+    resident = sum(rows.get(tensor.name, 0) * tensor.row_bytes for tensor in needs.tensors)
+    return MemoryPlan(
+        budget=budget, peak=needs.peak, process=needs.process, kv=needs.kv(context, work.slots),
+        activations=needs.fixed + chunk * needs.per_token, margin=MARGIN_BYTES, ring=ring,
+        resident=resident, streamed=needs.weights - resident, chunk=chunk, context=context,
+        resident_rows=rows,
+    )  # fmt: skip
+
+
+def _ring(needs: Needs, left: int) -> int:
+    """Return the ring for a rank that streams and has `left` bytes for weights."""
+    return min(left, max(needs.smallest_ring(), min(RING_BYTES, left // 4)))
+
+
+def spread(tensors: Sequence[StoredTensor], nbytes: int) -> dict[str, int]:
+    """Choose first rows of tensors to keep, `nbytes` of them at most, evenly over the tape.
+
+    A tensor is cut where about whole reads are left of it; one that is short is kept or not. What
+    one can't take is carried on to the next.
+    """
+    total, passed, given = sum(tensor.nbytes for tensor in tensors), 0, 0
+    rows: dict[str, int] = {}
+    for tensor in tensors:
+        passed += tensor.nbytes
+        if not tensor.nbytes:
+            continue
+        due = nbytes * passed // total - given
+        unit = max(1, READ_BYTES // tensor.row_bytes)  # rows of a read
+        if due >= tensor.nbytes:
+            keep = tensor.shape[0]
+        elif tensor.shape[0] < 2 * unit:
+            keep = 0
+        else:
+            keep = max(due // tensor.row_bytes // unit * unit, 0)
+        if keep:
+            rows[tensor.name] = keep
+            given += keep * tensor.row_bytes
+    return rows

@@ -1,0 +1,90 @@
+"""What the user asks of memory: budgets as text, a window of blocks, or everything.
+
+`3GiB` for every rank, `3GiB,1GiB,...` one for each, `@FILE` with a line `HOST BYTES` for each host,
+`auto` for what the node can spare, `max` for all that it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpimpi.errors import UserError
+
+AUTO, MAX = "auto", "max"
+
+
+def parse_budget(text: str) -> str | int:
+    """Return one budget: `auto`, `max`, or bytes. Raises ValueError."""
+    word = text.strip()
+    if word in (AUTO, MAX):
+        return word
+    from humanfriendly import InvalidSize, parse_size  # every start of a rank would pay for it
+
+    try:
+        return parse_size(word)
+    except InvalidSize:
+        raise ValueError(
+            f"{word!r} is no size; write bytes with a unit (3GiB, 1500MB), auto or max"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What `--memory-budget` says: for all ranks, for each rank, or for each host."""
+
+    ranks: tuple[str | int, ...] = ()
+    hosts: tuple[tuple[str, str | int], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Budgets:
+        """Read the flag's value. Raises ValueError, also where its file can't be read."""
+        if text.startswith("@"):
+            return cls(hosts=_read_hosts(Path(text[1:])))
+        return cls(ranks=tuple(parse_budget(part) for part in text.split(",")))
+
+    def of(self, rank: int, size: int, host: str) -> str | int:
+        """Return the budget of a rank. Raises UserError where there is none for it."""
+        if self.hosts:
+            known = dict(self.hosts)
+            for name in (host, host.partition(".")[0], "*"):
+                if name in known:
+                    return known[name]
+            raise UserError(
+                f"the file of --memory-budget has no line for host {host}; add one, or a line "
+                "that begins with * for all others"
+            )
+        if len(self.ranks) not in (1, size):
+            raise UserError(
+                f"--memory-budget lists {len(self.ranks)} budgets, but there are {size} ranks; "
+                "give one for all or one for each"
+            )
+        return self.ranks[rank if len(self.ranks) > 1 else 0]
+
+
+@dataclass(frozen=True)
+class MemoryRequest:
+    """The memory flags: budgets, or a window of blocks, or everything; and the prompt chunk."""
+
+    budgets: Budgets = Budgets((AUTO,))
+    window: int | None = None
+    everything: bool = False
+    chunk: int | None = None
+
+
+def _read_hosts(path: Path) -> tuple[tuple[str, str | int], ...]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read ({error})") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2:
+            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not HOST BYTES")
+        found.append((words[0], parse_budget(words[1])))
+    if not found:
+        raise ValueError(f"{path} has no line HOST BYTES")
+    return tuple(found)

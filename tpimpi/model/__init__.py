@@ -1,0 +1,1 @@
+"""What a model is: sizes, tensors, encodings, the cut over ranks. No I/O."""

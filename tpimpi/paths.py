@@ -1,0 +1,20 @@
+"""Where things lie: the user's cache, and what is free on the disk of a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """Return the user's cache directory of tpimpi."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "tpimpi"
+
+
+def free_disk(path: Path) -> int:
+    """Return the bytes free where `path` lies or would lie."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize

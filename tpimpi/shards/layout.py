@@ -1,0 +1,66 @@
+"""How one rank's file is laid out: where each tensor lies, and whose it is. Pure arithmetic.
+
+Every tensor begins with a page, so that a reader may go past the page cache (`O_DIRECT`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.tensors import Piece
+
+PAGE = 4096  # what O_DIRECT asks of offsets, lengths and addresses
+FORMAT_VERSION = 1
+
+
+def shard_name(rank: int, size: int) -> str:
+    """Return the file name of one rank's shard."""
+    return f"shard-{rank}-of-{size}.h5"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a shard must agree on with the run that uses it."""
+
+    fingerprint: str
+    partition: str  # JSON of all ranks' shares
+    rank: int
+    size: int
+    config: str  # JSON
+    version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies in a shard; `nbytes` may be 0."""
+
+    name: str
+    encoding: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one row; 0 for a tensor without rows or columns."""
+        return self.nbytes // self.shape[0] if self.nbytes else 0
+
+
+def tape_layout(
+    pieces: Iterable[Piece], encoding_of: Callable[[str], str]
+) -> dict[str, StoredTensor]:
+    """Return the tensors of a tape in the order of use, laid out as a shard lays them.
+
+    `encoding_of` gives the encoding of a tensor by its name in the checkpoint.
+    """
+    tape, at = {}, PAGE
+    for piece in pieces:
+        if piece.streamed:
+            encoding = encoding_of(piece.source)
+            nbytes = math.prod(piece.shape) * ENCODINGS[encoding].storage.itemsize
+            tape[piece.name] = StoredTensor(piece.name, encoding, piece.shape, at, nbytes)
+            at += -(-nbytes // PAGE) * PAGE
+    return tape

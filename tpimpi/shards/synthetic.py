@@ -1,0 +1,186 @@
+"""Random weights of a shape, written as shards by every rank for itself: no checkpoint is needed.
+
+One block of normal numbers is drawn and laid over all tensors, each beginning at another place of
+it. So an element's value depends on its place in the whole tensor alone: however many ranks it is
+cut over, the model is the same. Writing goes at the disk's speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tpimpi.comm.group import Group
+from tpimpi.errors import UserError
+from tpimpi.model.config import ModelConfig
+from tpimpi.model.encoding import ENCODINGS, Encoding
+from tpimpi.model.partition import Partition
+from tpimpi.model.tensors import Piece, pieces
+from tpimpi.paths import cache_directory, free_disk
+from tpimpi.shards.layout import Identity, shard_name
+from tpimpi.shards.shard import Shard
+from tpimpi.shards.writer import ShardWriter
+
+BLOCK = (1 << 20) - 3  # numbers drawn: a prime, so that no row length falls into step with it
+SPARE_BYTES = 1 << 30  # room that is left on a disk
+SEED = 0
+VERSION = 1  # of the rule that makes the numbers
+
+
+class RandomWeights:
+    """The values of any piece of any tensor of a shape, in one encoding."""
+
+    def __init__(self, hidden_size: int, encoding: Encoding):
+        self._encoding = encoding
+        scale = np.float32(1 / math.sqrt(hidden_size))
+        values = np.random.default_rng(SEED).standard_normal(BLOCK, dtype=np.float32) * scale
+        self._values = values  # [BLOCK]
+        raw = encoding.narrow(values)
+        self._twice = np.concatenate((raw, raw))  # [2 BLOCK]: a run from anywhere in the first half
+
+    def norm(self, source: str, size: int) -> np.ndarray:
+        """Return raw weights [D] of a norm: around 1."""
+        at = np.arange(size) + self._start(source)
+        return self._encoding.narrow(self._values[at % BLOCK] + np.float32(1))
+
+    def rows(self, piece: Piece, columns: int, first: int, count: int) -> np.ndarray:
+        """Return raw rows [n, K] of a piece from its row `first` on, n at most `count`.
+
+        `columns` is the row length of the whole tensor, at most BLOCK.
+        """
+        count = max(1, min(count, BLOCK // columns))
+        row = (piece.rows.start if piece.rows else 0) + first
+        start = (self._start(piece.source) + row * columns) % BLOCK
+        whole = self._twice[start : start + count * columns].reshape(count, columns)
+        return np.ascontiguousarray(whole[:, piece.columns] if piece.columns else whole)
+
+    @staticmethod
+    def _start(source: str) -> int:
+        return zlib.crc32(source.encode()) % BLOCK
+
+
+class SyntheticSource:
+    """A named shape in place of a model directory: what `source.Source` is for one (collective).
+
+    `sparse` files take no room on the disk and read as zeros; they stand for memory, not for time.
+    A shape larger than what some node's disk has free becomes sparse whether asked or not.
+    """
+
+    checkpoint = None
+
+    def __init__(
+        self, group: Group, config: ModelConfig, encoding: str, save_dir: str | Path | None = None,
+        sparse: bool = False, again: bool = False,
+    ):  # fmt: skip
+        self.config, self.encoding = config, encoding
+        self.partition = Partition.of(config, [1] * group.size)
+        self._pieces = untied(config, pieces(config, self.partition.ranks[group.rank]))
+        whole = self._folder(save_dir, False)
+        with group.together():
+            for folder in (whole, *whole.parents):
+                if folder.exists() and not folder.is_dir():
+                    raise UserError(f"{folder} is a file; the shards need a folder, see --save-dir")
+        self.sparse = sparse or not self._fits(group, whole, again)
+        self.folder = self._folder(save_dir, self.sparse)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of this rank's weights."""
+        item = ENCODINGS[self.encoding].storage.itemsize
+        return sum(math.prod(piece.shape) for piece in self._pieces) * item
+
+    def _fits(self, group: Group, folder: Path, again: bool) -> bool:
+        need, free = 0, 0
+        path = folder / shard_name(group.rank, group.size)
+        with group.together():
+            free = free_disk(folder)
+            if again or not path.exists():
+                need = self.nbytes
+        need = group.node.allreduce(need)
+        return all(group.comm.allgather(not need or need + SPARE_BYTES <= free))
+
+    def _fingerprint(self, sparse: bool) -> str:
+        fields = json.loads(self.config.to_json()) | {"encoding": self.encoding, "seed": SEED}
+        text = json.dumps(fields | {"version": VERSION}, sort_keys=True)
+        kind = "sparse" if sparse else "random"
+        return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    def _folder(self, save_dir: str | Path | None, sparse: bool) -> Path:
+        if save_dir:
+            return Path(save_dir)
+        name = f"{self.config.name}-{self._fingerprint(sparse)}"
+        return cache_directory() / name / self.partition.key
+
+    def shard(self, group: Group, again: bool = False) -> tuple[Shard, bool]:
+        """Open this rank's shard, writing it where it is missing (collective).
+
+        Returns the shard and whether any rank's was written now.
+        """
+        fingerprint = self._fingerprint(self.sparse)
+        identity = Identity(
+            fingerprint, self.partition.to_json(), group.rank, group.size, self.config.to_json()
+        )
+        path = self.folder / shard_name(group.rank, group.size)
+        shard, missing = None, again or not path.exists()
+        with group.together():
+            if missing:
+                self._write(path, identity, group.rank == 0)
+            shard = Shard(path)
+            shard.check(identity)
+            if not self.sparse:  # nothing was written, so there is nothing to verify
+                shard.verify_if_touched()
+        return shard, any(group.comm.allgather(missing))
+
+    def _write(self, path: Path, identity: Identity, progress: bool) -> None:
+        encodings = [self.encoding] * len(self._pieces)
+        writer = ShardWriter(path, identity, self._pieces, encodings, self.sparse)
+        try:
+            if not self.sparse:
+                with tqdm(
+                    total=self.nbytes, unit="B", unit_scale=True, unit_divisor=1024, leave=False,
+                    desc="writing random weights", disable=None if progress else True,
+                ) as bar:  # fmt: skip
+                    write_random(writer, self._pieces, self.config, ENCODINGS[self.encoding], bar)
+            writer.finish()
+        finally:
+            writer.close()
+
+
+def untied(config: ModelConfig, mine: list[Piece]) -> list[Piece]:
+    """Return the pieces with the head taken from the embedding where the model ties them."""
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    tied = config.tie_word_embeddings
+    return [replace(p, source=embedding) if tied and p.source == head else p for p in mine]
+
+
+def write_random(
+    writer: ShardWriter, mine: list[Piece], config: ModelConfig, encoding: Encoding, bar: tqdm
+) -> None:
+    """Fill what is still missing of one rank's shard; OSError where the disk fails."""
+    weights, done = RandomWeights(config.hidden_size, encoding), writer.done()
+    q, mlp = config.num_heads * config.head_dim, config.intermediate_size
+    for index, piece in enumerate(mine):
+        if not done[index]:
+            if len(piece.shape) == 1:
+                writer.write(index, 0, weights.norm(piece.source, piece.shape[0]))
+            else:
+                of_q, of_mlp = piece.name.endswith("o_proj"), piece.name.endswith("down_proj")
+                columns = q if of_q else mlp if of_mlp else config.hidden_size
+                _write_rows(writer, index, piece, weights, columns)
+            writer.complete(index)
+        bar.update(math.prod(piece.shape) * encoding.storage.itemsize)
+
+
+def _write_rows(writer, index: int, piece: Piece, weights: RandomWeights, columns: int) -> None:
+    row = at = 0
+    while row < piece.shape[0] and piece.shape[1]:
+        data = weights.rows(piece, columns, row, piece.shape[0] - row)  # [n, K]
+        writer.write(index, at, data)
+        row, at = row + len(data), at + data.nbytes

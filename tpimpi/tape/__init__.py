@@ -1,0 +1,1 @@
+"""Weights in the order of use: direct reads, tiles, a ring of memory."""
