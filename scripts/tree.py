@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```\n", "```\n"
 # From the ground up, as imports run; what stands beside the wings comes first.
 WINGS = ("comm", "model", "checkpoint", "shards", "tape", "memory", "engine", "bench", "commands")
-BESIDE = ("errors", "paths", "launch", "cli")
+BESIDE = ("errors", "units", "paths", "progress", "launch", "cli")
 OTHERS = """\
-scripts/             quickstart, test, tree.py, make_checkpoint.py, train_demo_model.py, compare_peers.py
+scripts/             quickstart, test; random checkpoints; the demo model; other programs beside ours
 hostfiles/           examples for MPICH and Open MPI
 tests/               flat, named after the wings; the same files run at any number of ranks
 docs/                pages and pictures

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import CHUNK, Group
@@ -16,6 +15,7 @@ from tpimpi.errors import MachineError, describe
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Piece, pieces
+from tpimpi.progress import Progress
 from tpimpi.shards.layout import Identity, shard_name
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.writer import ShardWriter
@@ -91,10 +91,8 @@ def _fill(group: Group, checkpoint, writer, jobs: dict[str, list[tuple]], missin
             _receive_all(group, writer)
         return
     post = _Post(group, writer)
-    with tqdm(
-        total=sum(checkpoint.weight(source).nbytes for source in jobs), unit="B", unit_scale=True,
-        unit_divisor=1024, desc="cutting the checkpoint", disable=None, leave=False,
-    ) as bar:  # fmt: skip
+    total = sum(checkpoint.weight(source).nbytes for source in jobs)
+    with Progress("cutting the checkpoint", total) as bar:
         for source in jobs:
             _send_pieces(checkpoint, post, source, jobs[source], bar)
     for rank in range(1, group.size):

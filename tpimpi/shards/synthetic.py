@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from tpimpi.comm.group import Group
 from tpimpi.errors import UserError
@@ -24,6 +23,7 @@ from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Piece, pieces
 from tpimpi.paths import cache_directory, free_disk
+from tpimpi.progress import Progress
 from tpimpi.shards.layout import Identity, shard_name
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.writer import ShardWriter
@@ -143,10 +143,7 @@ class SyntheticSource:
         writer = ShardWriter(path, identity, self._pieces, encodings, self.sparse)
         try:
             if not self.sparse:
-                with tqdm(
-                    total=self.nbytes, unit="B", unit_scale=True, unit_divisor=1024, leave=False,
-                    desc="writing random weights", disable=None if progress else True,
-                ) as bar:  # fmt: skip
+                with Progress("writing random weights", self.nbytes, speaks=progress) as bar:
                     write_random(writer, self._pieces, self.config, ENCODINGS[self.encoding], bar)
             writer.finish()
         finally:
@@ -161,7 +158,7 @@ def untied(config: ModelConfig, mine: list[Piece]) -> list[Piece]:
 
 
 def write_random(
-    writer: ShardWriter, mine: list[Piece], config: ModelConfig, encoding: Encoding, bar: tqdm
+    writer: ShardWriter, mine: list[Piece], config: ModelConfig, encoding: Encoding, bar: Progress
 ) -> None:
     """Fill what is still missing of one rank's shard; OSError where the disk fails."""
     weights, done = RandomWeights(config.hidden_size, encoding), writer.done()
