@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange, types
 
-from tpimpi.kernels.tiles import fma32, power_of_two
+from tpimpi.kernels.arithmetic import fma32, power_of_two
 from tpimpi.kernels.variants import Kernel
 
 _LOG2_E = np.float32(1.4426950408889634)

@@ -15,6 +15,7 @@ from tpimpi.kernels.softmax import (
     ROWS,
     SPAN,
     add_span,
+    first_seen,
     keep_span,
     last_positions,
     places,
@@ -24,6 +25,7 @@ from tpimpi.kernels.softmax import (
 from tpimpi.kernels.tiles import PAGE
 from tpimpi.kernels.variants import MANY, Kernel
 
+EVERYTHING = 1 << 40  # a window beyond every context
 _FEW = 4  # groups of pairs a thread below which spans are cut
 _work_floats = njit(nogil=True)(work_floats)
 
@@ -44,37 +46,37 @@ def _numbered(pair, tokens, heads, within):
 
 
 @njit(nogil=True)
-def _boundary(part, threads, positions, heads, within):
+def _boundary(part, threads, positions, heads, within, window):
     """Return the pair at which this thread's part begins: each gets as many positions to see."""
     tokens, total = positions.shape[0], 0
     for t in range(tokens):
-        total += positions[t] + PAGE
+        total += min(positions[t], window) + PAGE
     target = total * heads * part // threads
     if within:
         head, left = target // total, target % total
         for t in range(tokens):
-            left -= positions[t] + PAGE
+            left -= min(positions[t], window) + PAGE
             if left < 0:
                 return head * tokens + t
         return head * tokens
     for t in range(tokens):
-        cost = (positions[t] + PAGE) * heads
-        if target < cost:
-            return t * heads + target // (positions[t] + PAGE)
-        target -= cost
+        cost = min(positions[t], window) + PAGE
+        if target < cost * heads:
+            return t * heads + target // cost
+        target -= cost * heads
     return tokens * heads
 
 
 @njit(nogil=True)
-def _group(q, positions, slots, kv_index, scale, first, last, within, padded, work):
+def _group(q, positions, slots, kv_index, scale, window, first, last, within, padded, work):
     """Gather the pairs from `first` on that share a sequence and a KV head.
 
-    Returns their number, sequence, KV head and the last page that any of them sees.
+    Returns their number, sequence, KV head and the first and last page that any of them sees.
     """
     tokens, heads, head_dim = q.shape
     lasts = last_positions(head_dim, padded, work)
     t, h = _numbered(first, tokens, heads, within)
-    slot, kv, rows, most = slots[t], kv_index[h], 0, 0
+    slot, kv, rows, least, most = slots[t], kv_index[h], 0, positions[t], 0
     while rows < ROWS and first + rows < last:
         t, h = _numbered(first + rows, tokens, heads, within)
         if slots[t] != slot or kv_index[h] != kv:
@@ -82,9 +84,9 @@ def _group(q, positions, slots, kv_index, scale, first, last, within, padded, wo
         for d in range(head_dim):
             work[rows * head_dim + d] = q[t, h, d] * scale
         lasts[rows] = positions[t]
-        most = max(most, positions[t])
+        least, most = min(least, positions[t]), max(most, positions[t])
         rows += 1
-    return rows, slot, kv, most // PAGE
+    return rows, slot, kv, first_seen(least, window) // PAGE, most // PAGE
 
 
 @njit(nogil=True)
@@ -96,7 +98,9 @@ def _store(found, out):
 
 
 @njit(nogil=True)
-def _some(q, keys, values, table, positions, slots, out, kv_index, scale, first, last, work):
+def _some(
+    q, keys, values, table, positions, slots, out, kv_index, scale, window, first, last, work
+):  # fmt: skip
     """Attend for the pairs first .. last - 1."""
     tokens, heads, head_dim = q.shape
     within, padded = _tokens_within(slots), values.shape[3]
@@ -105,14 +109,15 @@ def _some(q, keys, values, table, positions, slots, out, kv_index, scale, first,
     found = work[at:best].reshape(ROWS, padded + 2)
     pair = first
     while pair < last:
-        rows, slot, kv, final = _group(
-            q, positions, slots, kv_index, scale, pair, last, within, padded, work
+        rows, slot, kv, start, final = _group(
+            q, positions, slots, kv_index, scale, window, pair, last, within, padded, work
         )  # fmt: skip
-        for span in range(final // SPAN + 1):
-            walk_span(rows, keys, values, kv, table[slot], span, final, work)
+        for span in range(start // SPAN, final // SPAN + 1):
+            walk_span(rows, keys, values, kv, table[slot], span, start, final, window, work)
             for r in range(rows):
-                if lasts[r] >= span * SPAN * PAGE:
-                    if span == 0:
+                begin = first_seen(lasts[r], window) // (SPAN * PAGE)
+                if begin <= span and lasts[r] >= span * SPAN * PAGE:
+                    if span == begin:
                         keep_span(found[r], r, head_dim, padded, work)
                     else:
                         total = work[totals + r * padded : totals + (r + 1) * padded]
@@ -125,7 +130,7 @@ def _some(q, keys, values, table, positions, slots, out, kv_index, scale, first,
 
 @njit(nogil=True)
 def _some_spans(
-    q, keys, values, table, positions, slots, kv_index, scale, first, last, found, work
+    q, keys, values, table, positions, slots, kv_index, scale, window, first, last, found, work
 ):  # fmt: skip
     """Walk the spans whose first page is one of first .. last - 1; found [pairs, spans, Hd' + 2].
 
@@ -135,51 +140,56 @@ def _some_spans(
     pairs, within, padded = tokens * heads, _tokens_within(slots), values.shape[3]
     pair, at = 0, 0
     while pair < pairs:
-        rows, slot, kv, final = _group(
-            q, positions, slots, kv_index, scale, pair, pairs, within, padded, work
+        rows, slot, kv, start, final = _group(
+            q, positions, slots, kv_index, scale, window, pair, pairs, within, padded, work
         )  # fmt: skip
-        for span in range(final // SPAN + 1):
-            if first <= at + span * SPAN < last:
-                walk_span(rows, keys, values, kv, table[slot], span, final, work)
+        for span in range(start // SPAN, final // SPAN + 1):
+            if first <= at + max(span * SPAN, start) - start < last:
+                walk_span(rows, keys, values, kv, table[slot], span, start, final, window, work)
                 for r in range(rows):
                     keep_span(found[pair + r, span], r, head_dim, padded, work)
-        at += final + 1
+        at += final - start + 1
         pair += rows
 
 
 @njit(nogil=True)
-def _count(q, positions, slots, kv_index, scale, padded, work):
+def _count(q, positions, slots, kv_index, scale, window, padded, work):
     """Return how many spans and pages the groups of all pairs have to walk."""
     pairs, within = q.shape[0] * q.shape[1], _tokens_within(slots)
     pair = spans = pages = 0
     while pair < pairs:
-        rows, _, _, final = _group(
-            q, positions, slots, kv_index, scale, pair, pairs, within, padded, work
+        rows, _, _, start, final = _group(
+            q, positions, slots, kv_index, scale, window, pair, pairs, within, padded, work
         )  # fmt: skip
         pair += rows
-        spans += final // SPAN + 1
-        pages += final + 1
+        spans += final // SPAN - start // SPAN + 1
+        pages += final - start + 1
     return spans, pages
 
 
-def _serial(q, keys, values, table, positions, slots, out, kv_index, scale, memory):
+def _serial(q, keys, values, table, positions, slots, out, kv_index, scale, window, memory):
     pairs = q.shape[0] * q.shape[1]
-    _some(q, keys, values, table, positions, slots, out, kv_index, scale, 0, pairs, memory)
+    _some(q, keys, values, table, positions, slots, out, kv_index, scale, window, 0, pairs, memory)
 
 
-def _parallel(q, keys, values, table, positions, slots, out, kv_index, scale, memory, threads):
+def _parallel(
+    q, keys, values, table, positions, slots, out, kv_index, scale, window, memory, threads
+):  # fmt: skip
     tokens, heads, head_dim = q.shape
     padded, within = values.shape[3], _tokens_within(slots)
     floats, row = _work_floats(head_dim, padded), padded + 2
     spans, pages = 0, 0
     if tokens * keys.shape[1] < _FEW * threads:
-        spans, pages = _count(q, positions, slots, kv_index, scale, padded, memory)
+        spans, pages = _count(q, positions, slots, kv_index, scale, window, padded, memory)
     if spans < 2 * threads:
         for part in prange(threads):
             work = memory[part * floats : (part + 1) * floats]
-            first = _boundary(part, threads, positions, heads, within)
-            last = _boundary(part + 1, threads, positions, heads, within)
-            _some(q, keys, values, table, positions, slots, out, kv_index, scale, first, last, work)
+            first = _boundary(part, threads, positions, heads, within, window)
+            last = _boundary(part + 1, threads, positions, heads, within, window)
+            _some(
+                q, keys, values, table, positions, slots, out, kv_index, scale, window, first, last,
+                work,
+            )  # fmt: skip
         return
     most = (table.shape[1] + SPAN - 1) // SPAN
     found = memory[threads * floats : threads * floats + tokens * heads * most * row]
@@ -188,21 +198,23 @@ def _parallel(q, keys, values, table, positions, slots, out, kv_index, scale, me
         work = memory[part * floats : (part + 1) * floats]
         first, last = pages * part // threads, pages * (part + 1) // threads
         _some_spans(
-            q, keys, values, table, positions, slots, kv_index, scale, first, last, found, work
-        )
+            q, keys, values, table, positions, slots, kv_index, scale, window, first, last, found,
+            work,
+        )  # fmt: skip
     for pair in range(tokens * heads):
         t, h = _numbered(pair, tokens, heads, within)
-        for span in range(1, positions[t] // (SPAN * PAGE) + 1):
+        begin = first_seen(positions[t], window) // (SPAN * PAGE)
+        for span in range(begin + 1, positions[t] // (SPAN * PAGE) + 1):
             other = found[pair, span]
-            add_span(found[pair, 0], other[:padded], other[padded], other[padded + 1])
-        _store(found[pair, 0], out[t, h])
+            add_span(found[pair, begin], other[:padded], other[padded], other[padded + 1])
+        _store(found[pair, begin], out[t, h])
 
 
 _F1, _F3, _F4 = (types.Array(types.float32, n, "C") for n in (1, 3, 4))
 _I1, _I2 = types.Array(types.int32, 1, "C"), types.Array(types.int32, 2, "C")
 _KERNEL = Kernel(
     "attention", _serial, _parallel,
-    _F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32, _F1,
+    _F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32, types.intp, _F1,
 )  # fmt: skip
 
 
@@ -221,12 +233,15 @@ def scratch_floats(
     return floats
 
 
-def attention(q, keys, values, table, positions, slots, out, kv_index, scale, threads) -> None:
+def attention(
+    q, keys, values, table, positions, slots, out, kv_index, scale, threads, window=EVERYTHING
+) -> None:  # fmt: skip
     """Write softmax(q k^T scale) v of every token into out [T, H, Hd].
 
     q float32 [T, H, Hd]; keys [pages, K, Hd, PAGE]; values [pages, K, PAGE, Hd'] with Hd' >= Hd a
     multiple of 16; table int32 [slots, pages of a slot]; positions, slots int32 [T]; kv_index int32
-    [H]. Token t sees positions 0 .. positions[t] of its slot.
+    [H]. Token t sees the last `window` of the positions 0 .. positions[t] of its slot; pages before
+    them may be gone.
     """
     tokens, heads, head_dim = q.shape
     context = PAGE * table.shape[1]
@@ -235,10 +250,12 @@ def attention(q, keys, values, table, positions, slots, out, kv_index, scale, th
     )  # fmt: skip
     if threads > 1:
         _KERNEL.parallel(
-            q, keys, values, table, positions, slots, out, kv_index, scale, memory, threads
+            q, keys, values, table, positions, slots, out, kv_index, scale, window, memory, threads
         )  # fmt: skip
     else:
-        _KERNEL.serial(q, keys, values, table, positions, slots, out, kv_index, scale, memory)
+        _KERNEL.serial(
+            q, keys, values, table, positions, slots, out, kv_index, scale, window, memory
+        )
 
 
 @njit(nogil=True)

@@ -14,10 +14,14 @@ def _some(x, weight, eps, out, first, last):
     """Normalize the tokens first .. last - 1."""
     dim = x.shape[1]
     for t in range(first, last):
-        dot_block(1, 1, x, t, x, t, 1, out, t, 0)  # the sum of squares, in out's first column
-        scale = np.float32(1.0) / np.sqrt(out[t, 0] / np.float32(dim) + eps)
         for d in range(dim):
-            out[t, d] = weight[d] * (x[t, d] * scale)
+            out[t, d] = x[t, d]
+        first = out[t, 0]
+        dot_block(1, 1, out, t, out, t, 1, out, t, 0)  # the sum of squares, in the first column
+        scale = np.float32(1.0) / np.sqrt(out[t, 0] / np.float32(dim) + eps)
+        out[t, 0] = first
+        for d in range(dim):
+            out[t, d] = weight[d] * (out[t, d] * scale)
 
 
 def _serial(x, weight, eps, out):
@@ -35,7 +39,10 @@ _KERNEL = Kernel("rmsnorm", _serial, _parallel, _ROWS, _ROW, types.float32, _ROW
 
 
 def rmsnorm(x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray, threads: int) -> None:
-    """Write x / sqrt(mean(x^2) + eps) * weight into out; x, out float32 [T, D], weight [D]."""
+    """Write x / sqrt(mean(x^2) + eps) * weight into out; x, out float32 [T, D], weight [D].
+
+    `out` may be x.
+    """
     if threads > 1 and len(x) >= MANY:
         _KERNEL.parallel(x, weight, eps, out, threads)
     else:

@@ -45,14 +45,18 @@ def append_kv(k, v, keys, values, table, positions, slots, threads):
         values[page, :, position % size, :head_dim] = v[t]
 
 
-def attention(q, keys, values, table, positions, slots, out, kv_index, scale, threads):
-    """Write softmax(q k^T scale) v of every token into out [T, H, Hd]."""
+def attention(
+    q, keys, values, table, positions, slots, out, kv_index, scale, threads, window=1 << 40
+):  # fmt: skip
+    """Write softmax(q k^T scale) v of the last `window` positions into out [T, H, Hd]."""
     head_dim = q.shape[2]
     for t, (position, slot) in enumerate(zip(positions, slots, strict=True)):
-        pages = table[slot, : position // keys.shape[3] + 1]
+        first, size = max(int(position) - window + 1, 0), keys.shape[3]
+        pages, gone = table[slot, first // size : position // size + 1], first // size * size
+        seen = slice(first - gone, position + 1 - gone)
         for h, kv in enumerate(kv_index):
-            k = np.concatenate([keys[page, kv] for page in pages], axis=1)[:, : position + 1]
-            v = np.concatenate([values[page, kv] for page in pages])[: position + 1, :head_dim]
+            k = np.concatenate([keys[page, kv] for page in pages], axis=1)[:, seen]
+            v = np.concatenate([values[page, kv] for page in pages])[seen, :head_dim]
             scores = q[t, h] @ k * scale  # [positions]
             weights = np.exp(scores - scores.max())
             out[t, h] = weights / weights.sum() @ v

@@ -9,12 +9,18 @@ from tpimpi.kernels.variants import MANY, Kernel
 
 
 def rope_tables(
-    positions: np.ndarray, inv_freq: np.ndarray, cos: np.ndarray, sin: np.ndarray
+    positions: np.ndarray, inv_freq: np.ndarray, cos: np.ndarray, sin: np.ndarray, factor: float
 ) -> None:
-    """Write cosines and sines [T, Hd/2] of positions [T] times inverse frequencies [Hd/2]."""
-    np.multiply(positions[:, None].astype(np.float32), inv_freq[None, :], out=cos)  # angles
+    """Write factor times cosines and sines [T, Hd/2] of positions [T] times frequencies.
+
+    `inv_freq` are the inverse frequencies [Hd/2], or each token's own [T, Hd/2].
+    """
+    np.multiply(positions[:, None].astype(np.float32), inv_freq, out=cos)  # angles
     np.sin(cos, out=sin)
     np.cos(cos, out=cos)
+    if factor != 1.0:
+        np.multiply(cos, np.float32(factor), out=cos)
+        np.multiply(sin, np.float32(factor), out=sin)
 
 
 @njit(nogil=True)

@@ -10,7 +10,8 @@ import numpy as np
 from numba import njit
 
 from tpimpi.kernels.activation import exp32
-from tpimpi.kernels.tiles import PAGE, add_values, fma32, score_rows
+from tpimpi.kernels.arithmetic import fma32
+from tpimpi.kernels.tiles import PAGE, add_values, score_rows
 
 ROWS = 48  # rows that walk the pages together at most
 SPAN = 8  # pages that are summed before they meet the others'
@@ -46,11 +47,26 @@ def last_positions(head_dim, padded, work):
 
 
 @njit(nogil=True)
-def _softmax(scores, count, best, scratch):
-    """Turn PAGE scores into weights e^(score - max), 0 from `count` on; return max and sum.
+def first_seen(position, window):
+    """Return the first position that a token sees: `window` of them, its own the last."""
+    return max(position - window + 1, 0)
 
-    Both reductions go by halving: one order for all, and a shape that vectorizes.
+
+@njit(nogil=True)
+def _sees(position, window, start):
+    """Return whether a token sees anything of the page of positions start, ..."""
+    return start <= position and first_seen(position, window) < start + PAGE
+
+
+@njit(nogil=True)
+def _softmax(scores, low, count, best, scratch):
+    """Turn PAGE scores into weights e^(score - max), 0 before `low` and from `count` on.
+
+    Returns max and sum. Both reductions go by halving: one order for all, and a shape that
+    vectorizes.
     """
+    for p in range(low):
+        scores[p] = _MASKED
     for p in range(count, PAGE):
         scores[p] = _MASKED
     for i in range(32):
@@ -73,7 +89,7 @@ def _softmax(scores, count, best, scratch):
 
 
 @njit(nogil=True)
-def _page(rows, first, start, keys, values, page, ahead, head, positions, work):
+def _page(rows, first, start, keys, values, page, ahead, head, positions, window, work):
     """Attend with 1, 2, 3, 4 or 6 rows to what each sees of the page of positions start, ..."""
     head_dim, padded = keys.shape[2], values.shape[3]
     scores, totals, _, best = places(head_dim, padded)
@@ -85,7 +101,8 @@ def _page(rows, first, start, keys, values, page, ahead, head, positions, work):
         count = min(positions[r] - start + 1, PAGE)
         common = min(common, count)
         row = work[scores + r * PAGE : scores + (r + 1) * PAGE]
-        new, added = _softmax(row, count, work[best + r], scratch)
+        low = first_seen(positions[r], window) - start
+        new, added = _softmax(row, low, count, work[best + r], scratch)
         factor = exp32(work[best + r] - new)
         work[weight + r] = fma32(work[weight + r], factor, added)
         work[shrink + r], work[best + r] = factor, new
@@ -104,10 +121,10 @@ def _page(rows, first, start, keys, values, page, ahead, head, positions, work):
 
 
 @njit(nogil=True)
-def walk_span(rows, keys, values, head, pages, span, final, work):
+def walk_span(rows, keys, values, head, pages, span, first, final, window, work):
     """Attend with rows of one sequence and KV head to the pages of one span, from nothing.
 
-    The pages go up to `final`, the last that any row sees.
+    The pages go from `first` to `final`, the first and the last that any row sees.
     """
     head_dim, padded = keys.shape[2], values.shape[3]
     positions = last_positions(head_dim, padded, work)
@@ -115,12 +132,12 @@ def walk_span(rows, keys, values, head, pages, span, final, work):
     work[totals : totals + rows * padded] = np.float32(0.0)
     work[best : best + rows] = _MASKED
     work[best + ROWS : best + ROWS + rows] = np.float32(0.0)
-    for number in range(span * SPAN, min(span * SPAN + SPAN, final + 1)):
+    for number in range(max(span * SPAN, first), min(span * SPAN + SPAN, final + 1)):
         page, ahead = pages[number], pages[min(number + 1, final)]
         start, r = number * PAGE, 0
         while r < rows:
             left = 0  # rows from r on that see something of this page
-            while r + left < rows and left <= 9 and positions[r + left] >= start:
+            while r + left < rows and left <= 9 and _sees(positions[r + left], window, start):
                 left += 1
             if left == 0:
                 r += 1
@@ -128,7 +145,7 @@ def walk_span(rows, keys, values, head, pages, span, final, work):
             together = left
             if left > 4:
                 together = 6 if left == 6 or left >= 9 else (left + 1) // 2
-            _page(together, r, start, keys, values, page, ahead, head, positions, work)
+            _page(together, r, start, keys, values, page, ahead, head, positions, window, work)
             ahead = page  # fetched once is enough
             r += together
 

@@ -146,7 +146,7 @@ def compare(args) -> None:
     model = make_model(args, work)
     config = ModelConfig.from_directory(model)
     checkpoint = Checkpoint(model, config)
-    stored, numbers = stored_encoding(checkpoint), numbers_a_token(checkpoint, config)
+    stored, numbers = stored_encoding(checkpoint), numbers_a_token(config)
     folder = work / f"{config.name}-{checkpoint.fingerprint}"
     gguf = make_gguf(args, checkpoint, config, stored, folder)
     ranks = [1, 2, 4]

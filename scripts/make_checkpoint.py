@@ -20,7 +20,8 @@ from tqdm import tqdm
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.shapes import SHAPES, config_of
-from tpimpi.model.tensors import expected_shapes
+from tpimpi.model.tensors import Kind, expected_shapes
+from tpimpi.model.tensors import tensors as table
 
 PIECE = 1 << 22  # numbers made at a time
 
@@ -32,13 +33,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def write_tensor(file, shape: tuple, scale: float, encoding: Encoding, random, bar) -> None:
-    """Write one tensor: normal numbers, or around 1 for a norm (one dimension)."""
+def write_tensor(
+    file, shape: tuple, norm: bool, scale: float, encoding: Encoding, random, bar
+) -> None:
+    """Write one tensor: normal numbers, around 1 for a norm."""
     left = math.prod(shape)
     while left:
         count = min(PIECE, left)
         values = random.standard_normal(count, dtype=np.float32) * np.float32(scale)
-        if len(shape) == 1:
+        if norm:
             values += np.float32(1)
         data = encoding.narrow(values)
         file.write(data.tobytes())
@@ -70,7 +73,9 @@ def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) 
     """Write *.safetensors, and the index if there are several."""
     encoding = ENCODINGS[dtype]
     itemsize = encoding.storage.itemsize
-    shapes = expected_shapes(ModelConfig.from_directory(output))
+    model = ModelConfig.from_directory(output)
+    shapes = expected_shapes(model)
+    norms = {tensor.source for tensor in table(model) if tensor.kind is Kind.NORM}
     files = split(shapes, itemsize, most)
     names = [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
     names = names if len(files) > 1 else ["model.safetensors"]
@@ -96,8 +101,8 @@ def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) 
             text += b" " * (-len(text) % 8)
             with (output / name).open("wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text)
-                for shape in tensors.values():
-                    write_tensor(file, shape, scale, encoding, random, bar)
+                for tensor, shape in tensors.items():
+                    write_tensor(file, shape, tensor in norms, scale, encoding, random, bar)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (output / "model.safetensors.index.json").write_text(json.dumps(index))

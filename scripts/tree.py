@@ -18,7 +18,7 @@ BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```\n", "```\n"
 WINGS = ("comm", "model", "checkpoint", "shards", "tape", "memory", "engine", "bench", "commands")
 BESIDE = ("errors", "units", "paths", "progress", "launch", "cli")
 OTHERS = """\
-scripts/             quickstart, test; random checkpoints; the demo model; other programs beside ours
+scripts/             quickstart, test; random checkpoints, the demo model, other programs
 hostfiles/           examples for MPICH and Open MPI
 tests/               flat, named after the wings; the same files run at any number of ranks
 docs/                pages and pictures

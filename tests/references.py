@@ -22,6 +22,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 DEFAULT = {"rope_type": "default", "rope_theta": 10000.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 8.0}  # of the positions it was trained for
 # name: (dtype, hidden, MLP, layers, query heads, kv heads, head_dim, vocabulary, extras)
 FAMILIES = {
     "llama2": ("float32", 60, 100, 3, 5, 5, 12, 101, {"rope_parameters": DEFAULT}),
@@ -47,6 +48,39 @@ FAMILIES = {
         "float32", 48, 300, 2, 4, 4, 12, 130,
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}},
     ),
+    "biased": (
+        "float16", 64, 83, 2, 4, 2, 16, 149,
+        {"rope_parameters": DEFAULT, "attention_bias": True, "mlp_bias": True},
+    ),
+    "mistral_window": (
+        "bfloat16", 72, 90, 2, 3, 1, 32, 211, {"rope_parameters": DEFAULT, "sliding_window": 13},
+    ),
+    "qwen2": ("bfloat16", 70, 93, 3, 5, 1, 14, 223, {"rope_parameters": DEFAULT}),
+    "qwen2_window": (
+        "float32", 60, 80, 3, 6, 3, 10, 157,
+        {"rope_parameters": DEFAULT, "use_sliding_window": True, "sliding_window": 11,
+         "max_window_layers": 1},
+    ),
+    "qwen3": (
+        "bfloat16", 64, 101, 3, 6, 2, 24, 307,
+        {"rope_parameters": DEFAULT | {"rope_theta": 1e6}, "tie_word_embeddings": True},
+    ),
+    "qwen3_window": (
+        "float16", 56, 72, 3, 5, 5, 16, 163,
+        {"rope_parameters": DEFAULT, "attention_bias": True, "sliding_window": 20,
+         "use_sliding_window": True, "max_window_layers": 0},
+    ),
+    "yarn": (
+        "float32", 64, 75, 2, 4, 2, 16, 181,
+        {"rope_parameters": DEFAULT | {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}},
+    ),
+    "dynamic": (
+        "bfloat16", 64, 75, 2, 4, 2, 16, 181, {"rope_parameters": DEFAULT | DYNAMIC, "positions": 24},
+    ),
+    "dynamic_later": (
+        "float32", 64, 75, 2, 4, 2, 16, 181, {"rope_parameters": DEFAULT | DYNAMIC, "positions": 48},
+    ),
     "sharded": ("bfloat16", 128, 96, 3, 4, 2, 64, 333, {"rope_parameters": DEFAULT}),
 }  # fmt: skip
 
@@ -54,21 +88,27 @@ FAMILIES = {
 def build(name):
     """Return a random model of a family, its stored dtype, and its seed's generator state."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+    import transformers
 
     dtype, hidden, mlp, layers, heads, kv_heads, head_dim, vocabulary, extras = FAMILIES[name]
-    mistral = name == "mistral"
-    config = (MistralConfig if mistral else LlamaConfig)(
+    extras = {"max_position_embeddings": extras.get("positions", 192)} | extras
+    extras.pop("positions", None)
+    kind = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}.get(
+        name.split("_")[0], "Llama"
+    )
+    config = getattr(transformers, f"{kind}Config")(
         hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
-        vocab_size=vocabulary, max_position_embeddings=192, rms_norm_eps=1e-5,
+        vocab_size=vocabulary, rms_norm_eps=1e-5,
         initializer_range=0.12, attn_implementation="eager", **extras,
     )  # fmt: skip
-    model = (MistralForCausalLM if mistral else LlamaForCausalLM)(config)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name:
                 parameter.copy_(1 + 0.2 * torch.randn_like(parameter))
+            elif parameter_name.endswith("bias"):
+                parameter.copy_(0.3 * torch.randn_like(parameter))
     return model.to(getattr(torch, dtype))
 
 
@@ -126,7 +166,7 @@ def make(name, directory):
 
 def old_spelling(name, path):
     """Write half of the configs as older versions of Transformers did."""
-    if name not in ("llama2", "llama31", "linear", "yi"):
+    if name not in ("llama2", "llama31", "linear", "yi", "yarn", "dynamic"):
         return
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")

@@ -1,7 +1,7 @@
 """What several test files share: a running model on the ranks of a communicator."""
 
 from tpimpi.comm.group import Group
-from tpimpi.engine.session import load
+from tpimpi.engine.session import load_session
 from tpimpi.memory.account import Work
 from tpimpi.memory.request import Budgets, MemoryRequest
 from tpimpi.shards.source import Source
@@ -19,4 +19,4 @@ def open_session(
     if budget is not None:
         request = MemoryRequest(Budgets((budget,)), chunk=chunk)
     work = Work(context - 1, context, slots, logits=max_logits)
-    return load(group, source, shard, request, work, threads), group, source.config
+    return load_session(group, source, shard, request, work, threads), group, source.config

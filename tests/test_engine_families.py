@@ -29,7 +29,8 @@ def test_logits_and_greedy_ids(comm, references, shared_tmp, name):
                     part = prompt[start : start + chunk]
                     count = len(part)
                     positions = range(start, start + count)
-                    found = engine.step(part, positions, [0] * count, range(count))
+                    lengths = [len(prompt)] * count
+                    found = engine.step(part, positions, [0] * count, range(count), lengths)
                     logits.append(found.copy())
                 logits = np.concatenate(logits)
                 assert close(logits, reference["prompt_logits"]) < 2e-4

@@ -151,6 +151,9 @@ def test_rmsnorm(dim, threads):
     x, weight = normal(variants.MANY + 5, dim), normal(dim)
     out, twin, alone = np.empty_like(x), np.empty_like(x), np.empty((1, dim), np.float32)
     norm.rmsnorm(x, weight, 1e-5, out, threads)
+    in_place = x.copy()
+    norm.rmsnorm(in_place, weight, 1e-5, in_place, threads)
+    assert (bits(in_place) == bits(out)).all()
     reference.rmsnorm(x, weight, 1e-5, twin, threads)
     np.testing.assert_allclose(out, twin, rtol=2e-6, atol=1e-7)
     for t in (0, 3, variants.MANY + 4):
@@ -164,7 +167,7 @@ def test_rope(threads):
     x = normal(len(positions), 5, 12)
     inverse = (1 / 10000 ** (np.arange(0, 12, 2) / 12)).astype(np.float32)
     cos, sin = np.empty((2, len(positions), 6), np.float32)
-    rope.rope_tables(positions, inverse, cos, sin)
+    rope.rope_tables(positions, inverse, cos, sin, 1.0)
     angles = positions[:, None].astype(np.float32) * inverse
     assert np.allclose(cos, np.cos(angles)) and np.allclose(sin, np.sin(angles))
     twin, alone = x.copy(), x[4:5].copy()
@@ -297,6 +300,37 @@ def test_attention_bits_of_long_texts(heads, kv_heads):
         for t in everything:
             assert (bits(attend(everything[t : t + 1], threads)) == bits(whole[t])).all(), t
         for chosen in (everything, everything[5:9], everything[8:], everything[[8, 11]]):
+            assert (bits(attend(chosen, threads)) == bits(whole[chosen])).all(), (threads, chosen)
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, 65, 200, 700, 5000])
+def test_attention_sees_its_window_alone(window):
+    """Pages before a window are gone, and what lies before it within a page is no longer seen."""
+    lengths, kv_index, head_dim = (3, 1300, 130), np.array([0, 0, 0, 1, 1], np.int32), 20
+    keys, values, table = pages(head_dim, 2, lengths)
+    ends = [0, 2, *range(1180, 1300), 61, 129]
+    slots = np.array([0, 0, *[1] * 120, 2, 2], np.int32)
+    positions = np.array(ends, np.int32)
+    gone = max(1180 - window + 1, 0) // attention.PAGE
+    for page in table[1, :gone]:
+        keys[page] = values[page] = np.nan
+    table[1, :gone] = -1
+    q = normal(len(ends), 5, head_dim) * 3
+
+    def attend(chosen, threads):
+        out = np.empty((len(chosen), 5, head_dim), np.float32)
+        arguments = (q[chosen], keys, values, table, positions[chosen], slots[chosen], out)
+        attention.attention(*arguments, kv_index, np.float32(0.2), threads, window)
+        return out
+
+    everything, twin = np.arange(len(ends)), np.empty_like(q)
+    whole = attend(everything, 1)
+    reference.attention(q, keys, values, table, positions, slots, twin, kv_index, 0.2, 1, window)
+    np.testing.assert_allclose(whole, twin, atol=2e-5)
+    for threads in (1, 2, 3):
+        for t in (0, 1, 2, 50, 121, 122, 123):
+            assert (bits(attend(everything[t : t + 1], threads)) == bits(whole[t])).all(), t
+        for chosen in (everything, everything[100:], everything[118:123], everything[::-7]):
             assert (bits(attend(chosen, threads)) == bits(whole[chosen])).all(), (threads, chosen)
 
 

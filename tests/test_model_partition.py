@@ -10,12 +10,13 @@ from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition, cut
 from tpimpi.model.tensors import pieces
 
-CONFIG = ModelConfig(
-    name="t", num_layers=2, hidden_size=48, intermediate_size=75, num_heads=10, num_kv_heads=5,
-    head_dim=12, vocab_size=1001, rms_norm_eps=1e-5, rope_theta=1e4, rope_type="default",
-    rope_factor=1.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-    rope_original_max_positions=64, max_positions=64, tie_word_embeddings=False, bos_token_id=1,
-    eos_token_ids=(2,),
+CONFIG = ModelConfig.of(
+    "t",
+    {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 75,
+        "num_attention_heads": 10, "num_key_value_heads": 5, "head_dim": 12, "vocab_size": 1001,
+    },
+    {},
 )  # fmt: skip
 SHARES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
 
@@ -56,10 +57,10 @@ def test_pieces_cover_every_tensor(shares):
     rows, columns = {}, {}
     for mine in partition.ranks:
         for piece in pieces(CONFIG, mine):
-            if piece.rows:
-                rows[piece.source] = rows.get(piece.source, 0) + piece.shape[0]
-            elif piece.columns:
+            if piece.columns:
                 columns[piece.source] = columns.get(piece.source, 0) + piece.shape[1]
+            else:
+                rows[piece.source] = rows.get(piece.source, 0) + piece.shape[0]
     for layer in range(2):
         at = f"model.layers.{layer}"
         assert rows[f"{at}.self_attn.q_proj.weight"] == 120

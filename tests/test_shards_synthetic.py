@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tpimpi.comm.group import Group
-from tpimpi.engine.session import load
+from tpimpi.engine.session import load_session
 from tpimpi.errors import UserError
 from tpimpi.memory.account import Work
 from tpimpi.memory.request import MemoryRequest
@@ -36,8 +36,8 @@ def test_every_rank_holds_its_slices_of_one_model(comm, shared_tmp, shape, encod
             assert abs(found.mean() - 1) < 0.1
             continue
         one = whole[piece.source]
-        raw = weights.rows(one, one.shape[1], 0, one.shape[0])  # [N, K]
-        expected = kind.widen(raw)[piece.rows or slice(None), piece.columns or slice(None)]
+        raw = weights.rows(one, 0, one.shape[0])  # [N, K]
+        expected = kind.widen(raw)[piece.rows, piece.columns or slice(None)]
         np.testing.assert_array_equal(found, expected)
         if found.size > 500:
             assert 0.9 < found.std() * config.hidden_size**0.5 < 1.1
@@ -57,7 +57,7 @@ def test_the_model_runs(comm, shared_tmp):
     group = Group(comm)
     made = source(group, shared_tmp)
     shard, _ = made.shard(group)
-    session = load(group, made, shard, MemoryRequest(everything=True), Work(5, 16), 1)
+    session = load_session(group, made, shard, MemoryRequest(everything=True), Work(5, 16), 1)
     with session:
         if group.rank == 0:
             logits = session.engine.prefill([3, 1, 4, 1, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.tensors import Kind, tensors
 
 WORKER = Path(__file__).with_name("worker.py")
 PACKAGES = ("llama.cpp", "transformers", "accelerate")
@@ -61,12 +63,9 @@ def stored_encoding(checkpoint: Checkpoint) -> str:
     return found.pop()
 
 
-def numbers_a_token(checkpoint: Checkpoint, config: ModelConfig) -> int:
+def numbers_a_token(config: ModelConfig) -> int:
     """Return how many weights a decoded token needs: all matrices, of the embedding one row."""
-    total = sum(t.nbytes // ENCODINGS[t.encoding].storage.itemsize
-                for t in checkpoint.tensors.values() if len(t.shape) == 2)  # fmt: skip
-    embedding = config.vocab_size * config.hidden_size
-    return total if config.tie_word_embeddings else total - embedding
+    return sum(math.prod(t.shape) for t in tensors(config) if t.kind is Kind.MATRIX)
 
 
 def _llama_cpp(gguf: dict[str, Path], threads: int, numbers: int) -> list[Program]:

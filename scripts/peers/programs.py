@@ -139,14 +139,14 @@ def run_tpimpi(
     threads = launch.prepare(threads)
     world = launch.world()
     from tpimpi.comm.group import Group
-    from tpimpi.engine.session import load
+    from tpimpi.engine.session import load_session
     from tpimpi.memory.account import Work
     from tpimpi.shards.source import Source
 
     group = Group(world)
     source = Source(group, model)
     shard, _ = source.shard(group)
-    session = load(group, source, shard, options.memory, Work(prompt, context), threads)
+    session = load_session(group, source, shard, options.memory, Work(prompt, context), threads)
     result = None
     with session:
         if group.rank == 0:

@@ -14,7 +14,7 @@ from tpimpi.bench.settings import STEPS, Settings
 from tpimpi.bench.timeline import Recorder
 from tpimpi.comm.group import Group
 from tpimpi.engine.needs import needs_of
-from tpimpi.engine.session import load, plan_memory
+from tpimpi.engine.session import load_session, plan_memory
 from tpimpi.engine.warmup import warm_up
 from tpimpi.memory.account import MARGIN_BYTES, MemoryPlan, Work
 from tpimpi.memory.process import free_memory, peak_bytes
@@ -78,7 +78,7 @@ class Bench:
         group = self.group
         self.say(f"{mode}: loading")
         request, shard = self.request(mode), self._shard()
-        session = load(group, self.source, shard, request, self.work, self.threads)
+        session = load_session(group, self.source, shard, request, self.work, self.threads)
         seconds, disk = {}, _Disk(group, session.tape, self._names(), self.source.sparse)
         with session:
             engine, model = session.engine, session.model

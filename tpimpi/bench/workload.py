@@ -18,11 +18,11 @@ from tpimpi.model.tensors import pieces
 
 @dataclass(frozen=True)
 class Pass:
-    """One trip over the tape: `tokens` from position `start`, logits for the last `wanted`."""
+    """One trip over the tape: `tokens` from position `start`, logits for the last `selected`."""
 
     tokens: int
     start: int
-    wanted: int
+    selected: int
 
 
 @dataclass(frozen=True)
@@ -59,40 +59,37 @@ def work_of(
 ) -> Amounts:
     """Add up the work of passes; `streamed` are the bytes that each rank reads in one pass."""
     flops, memory = [], []
-    layers, head_dim, itemsize = (
-        config.num_layers, config.head_dim, ENCODINGS[encoding].storage.itemsize,
-    )  # fmt: skip
-    tokens, wanted = sum(p.tokens for p in passes), sum(p.wanted for p in passes)
-    asked = sum(p.wanted > 0 for p in passes)
-    seen = sum(p.tokens * p.start + p.tokens * (p.tokens + 1) // 2 for p in passes)
-    ends = sum(p.start + p.tokens for p in passes)
-    seen_last = sum(
-        p.wanted * (p.start + p.tokens) - p.wanted * (p.wanted - 1) // 2 for p in passes
-    )
+    head_dim, itemsize = config.head_dim, ENCODINGS[encoding].storage.itemsize
+    tokens, selected = sum(p.tokens for p in passes), sum(p.selected for p in passes)
+    lasts = sum(p.selected > 0 for p in passes)
+    inner = sum(_seen(p, p.tokens, window) for p in passes for window in config.windows[:-1])
+    pairs = inner + sum(_seen(p, p.selected, config.windows[-1]) for p in passes)
+    cached = sum(_positions(p, window) for p in passes for window in config.windows)
     for mine in partition.ranks:
         body = last = 0
         for piece in pieces(config, mine):
             if piece.streamed:
-                size = piece.shape[0] * piece.shape[1]
-                of_wanted = _is_for_wanted(piece.name, layers)
-                body, last = body + size * (not of_wanted), last + size * of_wanted
-        pairs = (layers - 1) * seen + seen_last
+                for_all = piece.tensor.for_all
+                body, last = body + piece.size * for_all, last + piece.size * (not for_all)
         scores = 4 * len(mine.q_heads) * head_dim * pairs  # q k and p v, 2 FLOP each
-        flops.append(2 * (body * tokens + last * wanted) + scores)
-        weights = (body * len(passes) + last * asked) * itemsize
-        keys_values = 2 * layers * len(mine.kv_heads) * head_dim * 4 * ends  # float32
+        flops.append(2 * (body * tokens + last * selected) + scores)
+        weights = (body * len(passes) + last * lasts) * itemsize
+        keys_values = 2 * len(mine.kv_heads) * head_dim * 4 * cached  # float32
         memory.append(weights + keys_values)
     streamed = np.asarray(streamed, float) * len(passes)
     return Amounts(np.array(flops, float), np.array(memory, float), streamed)
 
 
-def _is_for_wanted(name: str, layers: int) -> bool:
-    """Return whether a tensor only serves tokens whose logits are asked for.
+def _seen(p: Pass, tokens: int, window: int | None) -> int:
+    """Return how many positions the last `tokens` of a pass see, added up over them."""
+    ends = np.arange(p.start + p.tokens - tokens, p.start + p.tokens) + 1
+    return int(np.minimum(ends, window or ends).sum())
 
-    It is the head, and the last layer but for its keys and values.
-    """
-    in_last = name.startswith(f"layers/{layers - 1:02d}/")
-    return name == "head" or (in_last and not name.endswith(("k_proj", "v_proj")))
+
+def _positions(p: Pass, window: int | None) -> int:
+    """Return how many positions' keys and values a pass reads in a layer."""
+    end = p.start + p.tokens
+    return end if window is None else min(end, window - 1 + p.tokens)
 
 
 def seconds_at_least(work: Amounts, rates: RankRates, sums: float) -> dict[str, float]:

@@ -62,7 +62,7 @@ def _row(source, mine) -> dict:
     from tpimpi.model.tensors import pieces
 
     size = sum(
-        math.prod(p.shape) * ENCODINGS[source.checkpoint.weight(p.source).encoding].storage.itemsize
+        p.size * ENCODINGS[source.checkpoint.weight(p.source).encoding].storage.itemsize
         for p in pieces(source.config, mine)
     )
     return {

@@ -138,8 +138,7 @@ def _model(options: Options, group):
     if source.checkpoint:
         found = {name: tensor.encoding for name, tensor in source.checkpoint.tensors.items()}
     encodings = group.comm.bcast(found)
-    tied = encodings["model.embed_tokens.weight"]  # what a head that is not there has
-    return source.config, lambda name: encodings.get(name, tied), source.folder
+    return source.config, encodings.__getitem__, source.folder
 
 
 def _row(r, found, rates, work) -> dict:

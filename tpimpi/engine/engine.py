@@ -20,8 +20,9 @@ class Engine:
     def __init__(self, group: Group, model: Model):
         self._group, self._model = group, model
         self.on_pass: Callable[[float, float], None] | None = None  # told begin and end of each
+        self._failed = False  # whether a pass was left half-way
         self._header = np.zeros(4, np.int64)  # operation, T, n, slot
-        self._rows = np.zeros(3 * model.max_tokens, np.int32)  # positions, slots, wanted
+        self._rows = np.zeros(4 * model.max_tokens, np.int32)  # as in a Batch, one after another
 
     def serve(self) -> None:
         """Do what rank 0 says until it stops (ranks other than 0)."""
@@ -36,28 +37,36 @@ class Engine:
                 self._run(tokens, count)
 
     def stop(self) -> None:
-        """Let the other ranks leave `serve` (rank 0)."""
-        self._tell(STOP)
+        """Let the other ranks leave `serve` (rank 0).
+
+        After a pass that failed here they are within it, and can't be told.
+        """
+        if not self._failed:
+            self._tell(STOP)
 
     def release(self, slot: int) -> None:
         """Forget a sequence on all ranks (rank 0)."""
-        self._tell(RELEASE, slot=slot)
-        self._model.cache.release(slot)
+        if not self._failed:
+            self._tell(RELEASE, slot=slot)
+            self._model.cache.release(slot)
 
     def step(
         self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int],
-        wanted: Sequence[int],
+        selected: Sequence[int], lengths: Sequence[int] | None = None,
     ) -> np.ndarray | None:  # fmt: skip
-        """Run one pass for T tokens (rank 0); return logits [n, V] of the `wanted` ones.
+        """Run one pass for T tokens (rank 0); return logits [n, V] of the `selected` ones.
 
-        The result is valid until the next step.
+        `lengths` are those of the tokens' sequences as far as they are known, at least up to each
+        token (None: no further). The result is valid until the next step.
         """
-        tokens, count = len(ids), len(wanted)
-        self._tell(STEP, tokens, count)
-        self._rows[:tokens] = positions
-        self._rows[tokens : 2 * tokens] = slots
-        self._rows[2 * tokens : 2 * tokens + count] = wanted
+        tokens, count = len(ids), len(selected)
+        rows = self._rows[: 3 * tokens + count]
+        rows[:tokens] = positions
+        rows[tokens : 2 * tokens] = slots
+        rows[2 * tokens : 3 * tokens] = rows[:tokens] + 1 if lengths is None else lengths
+        rows[3 * tokens :] = selected
         self._model.embed(ids)
+        self._tell(STEP, tokens, count)  # the others wait for what can't fail any more
         return self._run(tokens, count)
 
     def prefill(self, ids: Sequence[int], slot: int = 0) -> np.ndarray:
@@ -67,7 +76,9 @@ class Engine:
             part = ids[start : start + chunk]
             last = start + len(part) == len(ids)
             positions = range(start, start + len(part))
-            logits = self.step(part, positions, [slot] * len(part), [len(part) - 1] if last else [])
+            selected = [len(part) - 1] if last else []
+            lengths = [len(ids)] * len(part)
+            logits = self.step(part, positions, [slot] * len(part), selected, lengths)
         return logits[0]
 
     def generate(
@@ -91,7 +102,8 @@ class Engine:
         for start in range(0, len(ids) - 1, chunk):
             part = ids[start : min(start + chunk, len(ids) - 1)]
             positions = range(start, start + len(part))
-            logits = self.step(part, positions, [0] * len(part), range(len(part)))
+            lengths = [len(ids)] * len(part)
+            logits = self.step(part, positions, [0] * len(part), range(len(part)), lengths)
             for row, target in zip(logits, ids[start + 1 : start + 1 + len(part)], strict=True):
                 wide = row.astype(np.float64)  # [V], one row at a time: memory stays small
                 top = wide.max()
@@ -104,12 +116,14 @@ class Engine:
         self._group.bcast(self._header)
 
     def _run(self, tokens: int, count: int) -> np.ndarray | None:
-        rows = self._rows[: 2 * tokens + count]
+        rows = self._rows[: 3 * tokens + count]
         self._group.bcast(rows)
         self._group.bcast(self._model.hidden[:tokens])
-        positions, slots, wanted = np.split(rows, (tokens, 2 * tokens))
+        parts = np.split(rows, (tokens, 2 * tokens, 3 * tokens))
         start = time.perf_counter()
-        logits = self._model.forward(Batch(positions, slots, wanted))
+        self._failed = True
+        logits = self._model.forward(Batch(*parts))
+        self._failed = False
         if self.on_pass is not None:
             self.on_pass(start, time.perf_counter())
         return logits

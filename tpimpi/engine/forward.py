@@ -1,7 +1,8 @@
 """The forward pass, in the order of the maths (Touvron et al. 2023, arXiv:2302.13971).
 
-T tokens of any sequences, D hidden, H_loc / K_loc query and key/value heads of this rank, Hd head
-size, F_loc MLP columns of this rank, V_loc vocabulary rows of this rank. Buffers are planned once.
+T tokens of any sequences, n of them selected, D hidden, H_loc / K_loc query and key/value heads of
+this rank, Hd head size, F_loc MLP columns of this rank, V_loc vocabulary rows of this rank. Buffers
+are planned once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from tpimpi.comm.group import Group
 from tpimpi.engine.buffers import Buffers
 from tpimpi.engine.kvcache import KVCache
+from tpimpi.engine.layers import Layer, Projection, layers_of, projection
 from tpimpi.kernels.activation import silu_gate
 from tpimpi.kernels.attention import append_kv, attention
 from tpimpi.kernels.matmul import matmul
@@ -26,11 +28,12 @@ from tpimpi.tape.tape import Tape
 
 @dataclass(frozen=True)
 class Batch:
-    """A flat, ragged batch: each token's position in its sequence, and its sequence's slot."""
+    """A flat, ragged batch: where each token stands, and which ones are asked for logits."""
 
-    positions: np.ndarray  # int32 [T]
-    slots: np.ndarray  # int32 [T]
-    wanted: np.ndarray  # int32 [n]: the tokens whose logits are asked for
+    positions: np.ndarray  # int32 [T]: in its sequence
+    slots: np.ndarray  # int32 [T]: of its sequence
+    lengths: np.ndarray  # int32 [T]: of its sequence, as far as known when the token came
+    selected: np.ndarray  # int32 [n]: the tokens whose logits are asked for
 
 
 class Model:
@@ -56,18 +59,12 @@ class Model:
         self._vocab_counts = [len(r.rows) for r in partition.ranks]
         self._heads, self._kv_heads = len(mine.q_heads), len(mine.kv_heads)
         self._kv_index = np.array(mine.kv_index, np.int32)  # [H_loc]
-        self._inv_freq = config.inverse_frequencies()  # [Hd/2]
-        names = [name for name in self._norm_names() if name]
-        self._norms = {name: shard.widened(name) for name in names}  # [D] each
-        self._encoding = {t.name: t.encoding for t in shard.tensors}
+        self._inv_freq = config.rope.inverse_frequencies()  # [Hd/2]
+        self._layers = layers_of(config, shard)
+        self._norm_weight = shard.widened("norm")  # [D]
+        self._head_projection = projection(shard, "head")
         self.buffers = Buffers.allocate(config, mine, max_tokens, max_logits)
         self.hidden = self.buffers.hidden  # [T, D]
-
-    def _norm_names(self):
-        for layer in range(self.config.num_layers):
-            yield f"layers/{layer:02d}/attn/norm"
-            yield f"layers/{layer:02d}/mlp/norm"
-        yield "norm"
 
     def embed(self, ids: np.ndarray) -> None:
         """Read the tokens' rows of the embedding from the shard into `hidden` (rank 0)."""
@@ -83,93 +80,117 @@ class Model:
         tokens = len(batch.positions)
         x = self.hidden[:tokens]  # [T, D]
         self.cache.reserve(batch.positions, batch.slots)
+        cos, sin = self.buffers.cos[:tokens], self.buffers.sin[:tokens]  # [T, Hd/2]
         rope_tables(
-            batch.positions, self._inv_freq, self.buffers.cos[:tokens], self.buffers.sin[:tokens]
+            batch.positions, self._frequencies(batch), cos, sin, self.config.rope.attention_factor
         )
-        last = self.config.num_layers - 1
-        for layer in range(last):
+        *inner, last = self._layers
+        for layer in inner:
             x += self._attend(layer, x, x, slice(None), batch)  # [T, D]
             x += self._feed_forward(layer, x)  # [T, D]
-        # All tokens leave keys and values in the last layer, but only what is asked for goes on.
-        asked, which = x, slice(None)
-        if len(batch.wanted) != 1 or tokens != 1:
-            asked, which = self.buffers.last[: len(batch.wanted)], batch.wanted
-            np.take(x, which, axis=0, out=asked)  # [n, D]
-        asked += self._attend(last, x, asked, which, batch)  # [n, D]
-        asked += self._feed_forward(last, asked)  # [n, D]
-        return self._head(asked)
+        # All tokens leave keys and values in the last layer, but only selected ones go on.
+        chosen, selection = x, slice(None)
+        if len(batch.selected) != 1 or tokens != 1:
+            chosen, selection = self.buffers.last[: len(batch.selected)], batch.selected
+            np.take(x, selection, axis=0, out=chosen)  # [n, D]
+        chosen += self._attend(last, x, chosen, selection, batch)  # [n, D]
+        chosen += self._feed_forward(last, chosen)  # [n, D]
+        return self._head(chosen)
+
+    def _frequencies(self, batch: Batch) -> np.ndarray:
+        """Return RoPE's inverse frequencies [Hd/2], or each token's own [T, Hd/2].
+
+        Those of type `dynamic` follow the length of the text, but a key that was once turned stays
+        as it is. So each token has those of the length that was known when it came.
+        """
+        if self.config.rope.kind != "dynamic":
+            return self._inv_freq
+        lengths, tokens = np.unique(batch.lengths, return_inverse=True)
+        tables = [self.config.rope.inverse_frequencies(int(n)) for n in lengths]
+        return np.stack(tables)[tokens]
 
     def _attend(
-        self, layer: int, x: np.ndarray, asked: np.ndarray, which: slice | np.ndarray, batch: Batch
-    ) -> np.ndarray:
+        self, layer: Layer, x: np.ndarray, chosen: np.ndarray, selection: slice | np.ndarray,
+        batch: Batch,
+    ) -> np.ndarray:  # fmt: skip
         """Return the attention half of a layer, summed over all ranks [n, D].
 
-        x [T, D] gives keys and values, asked [n, D] = x[which] the queries.
+        x [T, D] gives keys and values, chosen [n, D] = x[selection] the queries.
         """
-        tokens, count, head_dim = len(x), len(asked), self.config.head_dim
-        at = f"layers/{layer:02d}/attn"
-        h = self._norm(f"{at}/norm", asked)  # [n, D]
-        q = self._product(f"{at}/q_proj", h, self.buffers.q)  # [n, H_loc Hd]
-        if asked is not x:
-            h = self._norm(f"{at}/norm", x)  # [T, D]
-        k = self._product(f"{at}/k_proj", h, self.buffers.k)  # [T, K_loc Hd]
-        v = self._product(f"{at}/v_proj", h, self.buffers.v)  # [T, K_loc Hd]
+        tokens, count, head_dim = len(x), len(chosen), self.config.head_dim
+        h = self._norm(layer.attention_norm, chosen)  # [n, D]
+        q = self._project(layer.q, h, self.buffers.q)  # [n, H_loc Hd]
+        if chosen is not x:
+            h = self._norm(layer.attention_norm, x)  # [T, D]
+        k = self._project(layer.k, h, self.buffers.k)  # [T, K_loc Hd]
+        v = self._project(layer.v, h, self.buffers.v)  # [T, K_loc Hd]
         attended = self.buffers.attended[:count]  # [n, H_loc Hd]
         if self._heads:
+            self._norm_heads(layer.q_norm, q)
+            self._norm_heads(layer.k_norm, k)
             cos, sin = self.buffers.cos[:tokens], self.buffers.sin[:tokens]  # [T, Hd/2]
             q = q.reshape(count, self._heads, head_dim)  # [n, H_loc, Hd]
             k = k.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
             v = v.reshape(tokens, self._kv_heads, head_dim)  # [T, K_loc, Hd]
-            rope(q, cos[which], sin[which], self._threads)
+            rope(q, cos[selection], sin[selection], self._threads)
             rope(k, cos, sin, self._threads)
-            keys, values = self.cache.keys[layer], self.cache.values[layer]
+            keys, values = self.cache.keys[layer.index], self.cache.values[layer.index]
             table, positions, slots = self.cache.page_table, batch.positions, batch.slots
             append_kv(k, v, keys, values, table, positions, slots, self._threads)
             attention(
-                q, keys, values, table, positions[which], slots[which],
+                q, keys, values, table, positions[selection], slots[selection],
                 attended.reshape(count, self._heads, head_dim), self._kv_index,
-                np.float32(head_dim**-0.5), self._threads,
+                np.float32(head_dim**-0.5), self._threads, layer.window,
             )  # fmt: skip
-        partial = self._product(f"{at}/o_proj", attended, self.buffers.partial)  # [n, D]
+        partial = self._product(layer.o, attended, self.buffers.partial)  # [n, D]
         self._group.allreduce(partial)  # 1st sum of the layer
-        return partial
+        return layer.o.add_bias(partial)
 
-    def _feed_forward(self, layer: int, x: np.ndarray) -> np.ndarray:
+    def _feed_forward(self, layer: Layer, x: np.ndarray) -> np.ndarray:
         """Return the MLP half of a layer, summed over all ranks [T, D]."""
-        at = f"layers/{layer:02d}/mlp"
-        h = self._norm(f"{at}/norm", x)  # [T, D]
-        gate = self._product(f"{at}/gate_proj", h, self.buffers.gate)  # [T, F_loc]
-        up = self._product(f"{at}/up_proj", h, self.buffers.up)  # [T, F_loc]
+        h = self._norm(layer.mlp_norm, x)  # [T, D]
+        gate = self._project(layer.gate, h, self.buffers.gate)  # [T, F_loc]
+        up = self._project(layer.up, h, self.buffers.up)  # [T, F_loc]
         silu_gate(gate, up, self._threads)  # [T, F_loc]
-        partial = self._product(f"{at}/down_proj", gate, self.buffers.partial)  # [T, D]
+        partial = self._product(layer.down, gate, self.buffers.partial)  # [T, D]
         self._group.allreduce(partial)  # 2nd sum of the layer
-        return partial
+        return layer.down.add_bias(partial)
 
     def _head(self, x: np.ndarray) -> np.ndarray | None:
-        h = self._norm("norm", x)  # [n, D]
-        logits_loc = self._product("head", h, self.buffers.logits_loc)  # [n, V_loc]
+        h = self._norm(self._norm_weight, x)  # [n, D]
+        logits_loc = self._product(self._head_projection, h, self.buffers.logits_loc)  # [n, V_loc]
         if not len(x):
             return None
         logits = self.buffers.logits[: len(x)] if self._group.rank == 0 else None  # [n, V]
         self._group.gatherv_rows(logits_loc, logits, self._vocab_counts)
         return logits
 
-    def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
+    def _norm(self, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
         out = self.buffers.normed[: len(x)]  # [T, D]
-        rmsnorm(x, self._norms[name], self.config.rms_norm_eps, out, self._threads)
+        rmsnorm(x, weight, self.config.rms_norm_eps, out, self._threads)
         return out
 
-    def _product(self, name: str, x: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Multiply x [T, K] by the tape's next tensor [N, K], tile by tile, into out [:T, N].
+    def _norm_heads(self, weight: np.ndarray | None, x: np.ndarray) -> None:
+        """Normalize each head of x [T, H Hd] in place, where the model does (Qwen 3)."""
+        if weight is not None:
+            heads = x.reshape(-1, self.config.head_dim)  # [T H, Hd]
+            rmsnorm(heads, weight, self.config.rms_norm_eps, heads, self._threads)
 
-        Without tokens the tensor only passes, as in a chunk of a prompt that no one asks about.
+    def _project(self, matrix: Projection, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Multiply x [T, K] by this rank's rows of a matrix and add its bias: [T, N_loc]."""
+        return matrix.add_bias(self._product(matrix, x, out))
+
+    def _product(self, matrix: Projection, x: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Multiply x [T, K] by the tape's next matrix [N, K], tile by tile, into out [:T, N].
+
+        Without tokens the matrix only passes, as in a chunk of a prompt that no one asks about.
         """
         out = out[: len(x)]
         rows = 0
-        for row, weights in self._tape.take(name):
+        for row, weights in self._tape.take(matrix.name):
             rows = row + len(weights)
             if len(x):
-                matmul(x, weights, out[:, row:rows], self._threads, self._encoding[name])
+                matmul(x, weights, out[:, row:rows], self._threads, matrix.encoding)
         if rows == 0:
-            out[...] = 0.0  # this rank owns no row, or no column, of the tensor
+            out[...] = 0.0  # this rank owns no row, or no column, of the matrix
         return out

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from tpimpi.engine.buffers import buffer_bytes
-from tpimpi.engine.kvcache import PAGE_TOKENS, page_bytes
+from tpimpi.engine.kvcache import PAGE_TOKENS, kept_window, page_bytes
 from tpimpi.kernels import attention, matmul
 from tpimpi.memory.account import Needs, Work
 from tpimpi.memory.process import peak_bytes, resident_bytes
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import RankCut
-from tpimpi.model.tensors import pieces
+from tpimpi.model.tensors import Kind, pieces
 from tpimpi.shards.layout import StoredTensor
 
 SAMPLING_BYTES = 64  # for each token of the vocabulary, on rank 0: eight float64 at most
 
 
 def needs_of(
-    config: ModelConfig, mine: RankCut, tape: dict[str, StoredTensor], work: Work, threads: int
-) -> Needs:
-    """Return what a rank like this process needs; `tape` are its tensors in the order of use."""
+    config: ModelConfig, mine: RankCut, tape: dict[str, StoredTensor], work: Work, threads: int,
+    tokenizer: int = 0,
+) -> Needs:  # fmt: skip
+    """Return what a rank like this process needs; `tape` are its tensors in the order of use.
+
+    `tokenizer` are the bytes that one has taken in this process; of the ranks only 0 has one.
+    """
     blocks: dict[int, int] = {}
+    small = 0  # norms and biases, as float32
     for piece in pieces(config, mine):
-        if piece.streamed:
-            blocks[piece.block] = blocks.get(piece.block, 0) + tape[piece.name].nbytes
-    norms = 4 * config.hidden_size * (2 * config.num_layers + 1)
+        if piece.tensor.kind is Kind.MATRIX:
+            block = piece.tensor.block
+            blocks[block] = blocks.get(block, 0) + tape[piece.name].nbytes
+        elif piece.tensor.kind is not Kind.TABLE:
+            small += 4 * piece.size
     sampling = SAMPLING_BYTES * config.vocab_size if mine.rank == 0 else 0
     columns = max((tensor.shape[1] for tensor in tape.values()), default=0)
     heads, kv_heads = len(mine.q_heads), len(mine.kv_heads)
@@ -38,9 +45,10 @@ def needs_of(
     # As many rows of logits as tokens may be asked for, up to a limit: a chunk's share of them.
     per_token = buffer_bytes(config, mine, 2, 1) - one + (per_logits if rows > 1 else 0)
     return Needs(
-        process=resident_bytes(), peak=peak_bytes(),
-        fixed=norms + sampling + per_logits + scratch, per_token=per_token,
+        process=resident_bytes() - tokenizer, tokenizer=tokenizer if mine.rank == 0 else 0,
+        peak=peak_bytes(),
+        fixed=small + sampling + per_logits + scratch, per_token=per_token,
         kv_page=page_bytes(config.num_layers, kv_heads, config.head_dim),
-        page_tokens=PAGE_TOKENS, tensors=tuple(tape.values()),
+        page_tokens=PAGE_TOKENS, window=kept_window(config.windows), tensors=tuple(tape.values()),
         blocks=tuple(blocks[b] for b in sorted(blocks)),
     )  # fmt: skip

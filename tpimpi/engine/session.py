@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tpimpi.comm.group import Group
 from tpimpi.engine import figures
 from tpimpi.engine.engine import Engine
 from tpimpi.engine.forward import Model
-from tpimpi.engine.kvcache import KVCache
+from tpimpi.engine.kvcache import KVCache, kept_window
 from tpimpi.engine.needs import needs_of
 from tpimpi.engine.warmup import warm_up
 from tpimpi.memory.account import MemoryPlan, Needs, Work
@@ -15,14 +18,13 @@ from tpimpi.memory.process import free_memory
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.model.tensors import pieces
 from tpimpi.shards.shard import Shard
+from tpimpi.shards.source import Source
+from tpimpi.shards.synthetic import SyntheticSource
 from tpimpi.tape.tape import Tape
 
 
 class Session:
-    """A running model (collective to make, to finish and to leave).
-
-    In `with session:` ranks other than 0 serve until rank 0 calls `finish`.
-    """
+    """A running model (collective to make). Rank 0 leads, the other ranks serve."""
 
     def __init__(
         self, group: Group, model: Model, tape: Tape, shard: Shard, plan: MemoryPlan, threads: int
@@ -35,25 +37,49 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
+    @contextmanager
+    def leading(self) -> Iterator[Engine | None]:
+        """Let rank 0 run a block with the engine while the others serve (collective).
+
+        They get None, once rank 0 has left its block.
+        """
+        if self._group.rank != 0:
+            self.engine.serve()
+            yield None
+            return
+        try:
+            yield self.engine
+        finally:
+            self.engine.stop()
+
+    def figures(self) -> list[figures.RankFigures] | None:
+        """Return all ranks' figures since the start on rank 0 (collective)."""
+        return figures.gather(self._group, self._watch.figures())
+
     def finish(self) -> list[figures.RankFigures] | None:
         """Serve, or let the others stop serving; return all ranks' figures on rank 0."""
         if self._group.rank == 0:
             self.engine.stop()
         else:
             self.engine.serve()
-        return figures.gather(self._group, self._watch.figures())
+        return self.figures()
 
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
+        """Give the memory of this rank back."""
         self.tape.close()
         self._shard.close()
 
+    def __exit__(self, *_) -> None:
+        self.close()
 
-def load(
-    group: Group, source, shard: Shard, request: MemoryRequest, work: Work, threads: int
-) -> Session:
+
+def load_session(
+    group: Group, source: Source | SyntheticSource, shard: Shard, request: MemoryRequest,
+    work: Work, threads: int, tokenizer: int = 0,
+) -> Session:  # fmt: skip
     """Return a Session for `work` within the memory that `request` allows (collective).
 
-    `source` has the model's config and partition. Raises UserError on all ranks where the budget is
+    `tokenizer` are the bytes that one has taken on this rank. Raises UserError on all ranks where the budget is
     too small for it.
     """
     config, mine = source.config, source.partition.ranks[group.rank]
@@ -61,14 +87,20 @@ def load(
     stored = {name: shard[name] for name in names}
     warm_up(group.node, {tensor.encoding for tensor in shard.tensors}, threads)
     group.warm_up()
-    plan = plan_memory(group, needs_of(config, mine, stored, work, threads), request, work)
+    plan = plan_memory(group, needs_of(config, mine, stored, work, threads, tokenizer), request, work)
     # Spinning would take from readers what the disk's driver and they need of the cores.
     group.patient = any(group.comm.allgather(plan.streamed > 0))
     tape = model = None
     with group.together():
         tape = Tape(shard, names, plan.resident_rows, plan.ring)
         cache = KVCache(
-            config.num_layers, len(mine.kv_heads), config.head_dim, work.slots, plan.context
+            config.num_layers,
+            len(mine.kv_heads),
+            config.head_dim,
+            work.slots,
+            plan.context,
+            kept_window(config.windows),
+            plan.chunk,
         )
         logits = min(work.logits, plan.chunk)
         model = Model(

@@ -11,6 +11,18 @@ SLACK_BYTES = 2 << 20  # by which two runs of the same program may differ
 MARGIN_BYTES = 12 << 20  # for what no account sees: allocator, stacks of threads, MPI's messages
 
 
+def pages_held(context: int, window: int | None, chunk: int, page_tokens: int) -> int:
+    """Return the most pages that a text of `context` tokens has at once.
+
+    Where tokens see `window` positions only, a pass of `chunk` tokens sees so many before its last
+    one, wherever in a page they begin.
+    """
+    pages = -(-context // page_tokens)
+    if window is None:
+        return pages
+    return min(pages, -(-(window + chunk - 2) // page_tokens) + 1)
+
+
 @dataclass(frozen=True)
 class Work:
     """What is to be computed: prompts of up to `prompt` tokens in contexts of up to `context`."""
@@ -32,11 +44,13 @@ class Needs:
     """What one rank must hold besides weights, and its tensors in tape order. Bytes."""
 
     process: int  # resident now: interpreter, libraries, kernels
+    tokenizer: int  # on rank 0: its vocabulary, loaded
     peak: int  # the most that was resident so far
     fixed: int  # norms, logits, sampling
     per_token: int  # activations of one token of a chunk
     kv_page: int  # a page of all layers
     page_tokens: int
+    window: int | None  # positions that must be kept, where no layer sees more
     tensors: tuple[StoredTensor, ...]
     blocks: tuple[int, ...]  # bytes of each block
 
@@ -45,15 +59,19 @@ class Needs:
         """The bytes of all tensors of the tape."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
-    def kv(self, context: int, slots: int) -> int:
+    def pages(self, context: int, chunk: int) -> int:
+        """Return the pages that one context takes, computed in chunks."""
+        return pages_held(context, self.window, chunk, self.page_tokens)
+
+    def kv(self, context: int, slots: int, chunk: int) -> int:
         """Return the bytes of the pages for `slots` contexts."""
-        return slots * -(-context // self.page_tokens) * self.kv_page
+        return slots * self.pages(context, chunk) * self.kv_page
 
     def besides_weights(self, chunk: int, context: int, slots: int) -> int:
         """Return the bytes of everything but weights and their ring."""
         return (
-            self.process + MARGIN_BYTES + self.fixed
-            + chunk * self.per_token + self.kv(context, slots)
+            self.process + self.tokenizer + MARGIN_BYTES + self.fixed
+            + chunk * self.per_token + self.kv(context, slots, chunk)
         )  # fmt: skip
 
     def smallest_ring(self) -> int:
@@ -78,6 +96,7 @@ class MemoryPlan:
     budget: int | None
     peak: int  # the most that was resident before
     process: int
+    tokenizer: int
     kv: int
     activations: int  # of a chunk, and what doesn't depend on it
     margin: int
@@ -91,8 +110,10 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """The bytes that the process will hold."""
-        parts = (self.process, self.kv, self.activations, self.margin, self.ring, self.resident)
-        return sum(parts)
+        return (
+            self.process + self.tokenizer + self.kv + self.activations + self.margin + self.ring
+            + self.resident
+        )  # fmt: skip
 
     @property
     def most(self) -> int:

@@ -67,7 +67,7 @@ def plan_ranks(
     least = chunk if request.chunk else 1
     budgets = shared_budgets(
         [
-            Claim(r.budget, r.host, r.needs.process, r.needs.everything(work, chunk), r.free)
+            Claim(r.budget, r.host, r.needs.process + r.needs.tokenizer, r.needs.everything(work, chunk), r.free)
             for r in ranks
         ]
     )
@@ -87,10 +87,12 @@ def _refuse_small(r: RankRequest, budget: int, work: Work, chunk: int) -> None:
         return
     would_do = -(-(smallest + SLACK_BYTES) // 2**20)  # MiB
     context = work.smallest_context
+    pages = needs.kv(context, work.slots, chunk)
     buffers = needs.fixed + MARGIN_BYTES + chunk * needs.per_token
     why = (
-        f"the process {needs.process / 2**20:.0f}, keys and values "
-        f"{needs.kv(context, work.slots) / 2**20:.1f}, buffers {buffers / 2**20:.0f}, weights "
+        f"the process {needs.process / 2**20:.0f}, the tokenizer "
+        f"{needs.tokenizer / 2**20:.0f}, keys and values "
+        f"{pages / 2**20:.1f}, buffers {buffers / 2**20:.0f}, weights "
         f"passing through {needs.smallest_ring() / 2**20:.0f}"
     )
     if smallest == needs.peak:
@@ -116,7 +118,9 @@ def fit(needs: Needs, budget: int, work: Work, chunk: int, least: int) -> tuple[
     """
     room = budget - needs.besides_weights(least, 0, work.slots) - needs.smallest_ring()
     pages = room // (needs.kv_page * work.slots) if needs.kv_page else work.context
-    context = min(work.context, pages * needs.page_tokens)
+    context = work.context
+    if pages < needs.pages(context, least):
+        context = min(context, pages * needs.page_tokens)
     best, best_bytes = least, None
     while chunk >= least:
         left = budget - needs.besides_weights(chunk, context, work.slots)
@@ -153,7 +157,7 @@ def plan_flags(needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
 def _plan(needs, budget, work, chunk, context, rows, ring) -> MemoryPlan:
     resident = sum(rows.get(tensor.name, 0) * tensor.row_bytes for tensor in needs.tensors)
     return MemoryPlan(
-        budget=budget, peak=needs.peak, process=needs.process, kv=needs.kv(context, work.slots),
+        budget=budget, peak=needs.peak, process=needs.process, tokenizer=needs.tokenizer, kv=needs.kv(context, work.slots, chunk),
         activations=needs.fixed + chunk * needs.per_token, margin=MARGIN_BYTES, ring=ring,
         resident=resident, streamed=needs.weights - resident, chunk=chunk, context=context,
         resident_rows=rows,

@@ -46,17 +46,13 @@ def ensure_shards(
     path = folder / shard_name(group.rank, group.size)
     missing = group.comm.allgather(again or not path.exists())
     if any(missing):
-        tied = config.tie_word_embeddings
-
-        def encoding_of(piece: Piece) -> str:
-            head = tied and piece.source == "lm_head.weight"
-            return encodings["model.embed_tokens.weight" if head else piece.source]
-
         mine = lists[group.rank]
         writer, done = None, [True] * len(mine)
         with group.together():
             if missing[group.rank]:
-                writer = ShardWriter(path, identity, mine, [encoding_of(p) for p in mine])
+                writer = ShardWriter(
+                    path, identity, mine, [encodings[piece.source] for piece in mine]
+                )
                 done = writer.done()
         try:
             _fill(group, checkpoint, writer, _pending(lists, group.comm.allgather(done)), missing)
@@ -110,8 +106,8 @@ def _send_pieces(checkpoint, post, source, jobs, bar) -> None:
         stop = min(start + step, count)
         data = checkpoint.read(source, slice(start, stop), None)
         for job, (rank, index, piece) in enumerate(jobs):
-            mine = piece.rows or slice(0, count)
-            part = data[max(mine.start - start, 0) : max(min(mine.stop, stop) - start, 0)]
+            rows = piece.rows
+            part = data[max(rows.start - start, 0) : max(min(rows.stop, stop) - start, 0)]
             if piece.columns is not None:
                 part = part[:, piece.columns]
             part = np.ascontiguousarray(part).reshape(-1).view(np.uint8)

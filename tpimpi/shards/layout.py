@@ -5,7 +5,6 @@ Every tensor begins with a page, so that a reader may go past the page cache (`O
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -60,7 +59,7 @@ def tape_layout(
     for piece in pieces:
         if piece.streamed:
             encoding = encoding_of(piece.source)
-            nbytes = math.prod(piece.shape) * ENCODINGS[encoding].storage.itemsize
+            nbytes = piece.size * ENCODINGS[encoding].storage.itemsize
             tape[piece.name] = StoredTensor(piece.name, encoding, piece.shape, at, nbytes)
             at += -(-nbytes // PAGE) * PAGE
     return tape

@@ -67,6 +67,9 @@ class Shard:
     def __getitem__(self, name: str) -> StoredTensor:
         return self._by_name[name]
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
     def close(self) -> None:
         """Close the file."""
         os.close(self.fd)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.partition import Partition
-from tpimpi.model.tensors import Piece, pieces
+from tpimpi.model.tensors import Kind, Piece, pieces
 from tpimpi.paths import cache_directory, free_disk
 from tpimpi.progress import Progress
 from tpimpi.shards.layout import Identity, shard_name
@@ -45,18 +44,20 @@ class RandomWeights:
         raw = encoding.narrow(values)
         self._twice = np.concatenate((raw, raw))  # [2 BLOCK]: a run from anywhere in the first half
 
-    def norm(self, source: str, size: int) -> np.ndarray:
-        """Return raw weights [D] of a norm: around 1."""
-        at = np.arange(size) + self._start(source)
-        return self._encoding.narrow(self._values[at % BLOCK] + np.float32(1))
+    def vector(self, piece: Piece) -> np.ndarray:
+        """Return raw numbers [N] of a norm, around 1, or of a bias, around 0."""
+        at = np.arange(piece.rows.start, piece.rows.stop) + self._start(piece.source)
+        mean = np.float32(piece.tensor.kind is Kind.NORM)
+        return self._encoding.narrow(self._values[at % BLOCK] + mean)
 
-    def rows(self, piece: Piece, columns: int, first: int, count: int) -> np.ndarray:
+    def rows(self, piece: Piece, first: int, count: int) -> np.ndarray:
         """Return raw rows [n, K] of a piece from its row `first` on, n at most `count`.
 
-        `columns` is the row length of the whole tensor, at most BLOCK.
+        A row of the whole tensor has at most BLOCK numbers.
         """
+        columns = piece.tensor.shape[1]
         count = max(1, min(count, BLOCK // columns))
-        row = (piece.rows.start if piece.rows else 0) + first
+        row = piece.rows.start + first
         start = (self._start(piece.source) + row * columns) % BLOCK
         whole = self._twice[start : start + count * columns].reshape(count, columns)
         return np.ascontiguousarray(whole[:, piece.columns] if piece.columns else whole)
@@ -81,7 +82,7 @@ class SyntheticSource:
     ):  # fmt: skip
         self.config, self.encoding = config, encoding
         self.partition = Partition.of(config, [1] * group.size)
-        self._pieces = untied(config, pieces(config, self.partition.ranks[group.rank]))
+        self._pieces = pieces(config, self.partition.ranks[group.rank])
         whole = self._folder(save_dir, False)
         with group.together():
             for folder in (whole, *whole.parents):
@@ -94,7 +95,7 @@ class SyntheticSource:
     def nbytes(self) -> int:
         """The bytes of this rank's weights."""
         item = ENCODINGS[self.encoding].storage.itemsize
-        return sum(math.prod(piece.shape) for piece in self._pieces) * item
+        return sum(piece.size for piece in self._pieces) * item
 
     def _fits(self, group: Group, folder: Path, again: bool) -> bool:
         need, free = 0, 0
@@ -139,45 +140,35 @@ class SyntheticSource:
         return shard, any(group.comm.allgather(missing))
 
     def _write(self, path: Path, identity: Identity, progress: bool) -> None:
-        encodings = [self.encoding] * len(self._pieces)
+        kind, encodings = ENCODINGS[self.encoding], [self.encoding] * len(self._pieces)
         writer = ShardWriter(path, identity, self._pieces, encodings, self.sparse)
         try:
             if not self.sparse:
                 with Progress("writing random weights", self.nbytes, speaks=progress) as bar:
-                    write_random(writer, self._pieces, self.config, ENCODINGS[self.encoding], bar)
+                    write_random(writer, self._pieces, self.config.hidden_size, kind, bar)
             writer.finish()
         finally:
             writer.close()
 
 
-def untied(config: ModelConfig, mine: list[Piece]) -> list[Piece]:
-    """Return the pieces with the head taken from the embedding where the model ties them."""
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    tied = config.tie_word_embeddings
-    return [replace(p, source=embedding) if tied and p.source == head else p for p in mine]
-
-
 def write_random(
-    writer: ShardWriter, mine: list[Piece], config: ModelConfig, encoding: Encoding, bar: Progress
+    writer: ShardWriter, mine: list[Piece], hidden_size: int, encoding: Encoding, bar: Progress
 ) -> None:
     """Fill what is still missing of one rank's shard; OSError where the disk fails."""
-    weights, done = RandomWeights(config.hidden_size, encoding), writer.done()
-    q, mlp = config.num_heads * config.head_dim, config.intermediate_size
+    weights, done = RandomWeights(hidden_size, encoding), writer.done()
     for index, piece in enumerate(mine):
         if not done[index]:
             if len(piece.shape) == 1:
-                writer.write(index, 0, weights.norm(piece.source, piece.shape[0]))
+                writer.write(index, 0, weights.vector(piece))
             else:
-                of_q, of_mlp = piece.name.endswith("o_proj"), piece.name.endswith("down_proj")
-                columns = q if of_q else mlp if of_mlp else config.hidden_size
-                _write_rows(writer, index, piece, weights, columns)
+                _write_rows(writer, index, piece, weights)
             writer.complete(index)
-        bar.update(math.prod(piece.shape) * encoding.storage.itemsize)
+        bar.update(piece.size * encoding.storage.itemsize)
 
 
-def _write_rows(writer, index: int, piece: Piece, weights: RandomWeights, columns: int) -> None:
+def _write_rows(writer, index: int, piece: Piece, weights: RandomWeights) -> None:
     row = at = 0
     while row < piece.shape[0] and piece.shape[1]:
-        data = weights.rows(piece, columns, row, piece.shape[0] - row)  # [n, K]
+        data = weights.rows(piece, row, piece.shape[0] - row)  # [n, K]
         writer.write(index, at, data)
         row, at = row + len(data), at + data.nbytes
