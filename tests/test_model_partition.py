@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition, cut
+from tpimpi.model.rope import RopeConfig
 from tpimpi.model.tensors import pieces
 
 CONFIG = ModelConfig(
-    name="t", num_layers=2, hidden_size=48, intermediate_size=75, num_heads=10, num_kv_heads=5,
-    head_dim=12, vocab_size=1001, rms_norm_eps=1e-5, rope_theta=1e4, rope_type="default",
-    rope_factor=1.0, rope_low_freq_factor=1.0, rope_high_freq_factor=4.0,
-    rope_original_max_positions=64, max_positions=64, tie_word_embeddings=False, bos_token_id=1,
+    name="t", architecture="llama", num_layers=2, hidden_size=48, intermediate_size=75,
+    num_heads=10, num_kv_heads=5, head_dim=12, vocab_size=1001, rms_norm_eps=1e-5,
+    rope=RopeConfig("default", 12, 1e4), windows=(None, None), qkv_bias=False, output_bias=False,
+    mlp_bias=False, qk_norm=False, max_positions=64, tie_word_embeddings=False, bos_token_id=1,
     eos_token_ids=(2,),
 )  # fmt: skip
 SHARES = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(sum)
