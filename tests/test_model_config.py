@@ -1,6 +1,8 @@
-"""Both spellings of config.json, RoPE as Transformers has it, refusals by name."""
+"""What config.json means is what Transformers reads in it; what isn't supported is refused."""
 
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -28,8 +30,10 @@ def read(tmp_path, config, generation=None):
 
 def test_defaults(tmp_path):
     config = read(tmp_path, BASE)
-    assert (config.num_kv_heads, config.head_dim, config.rope_theta) == (5, 12, 10000.0)
-    assert config.rope_type == "default" and config.eos_token_ids == ()
+    assert (config.num_kv_heads, config.head_dim, config.rope.theta) == (5, 12, 10000.0)
+    assert config.rope.kind == "default" and config.eos_token_ids == ()
+    assert config.architecture == "llama" and config.windows == (None, None)
+    assert not any((config.qkv_bias, config.output_bias, config.mlp_bias, config.qk_norm))
     assert ModelConfig.from_json(config.to_json()) == config
 
 
@@ -41,9 +45,12 @@ def test_old_and_new_rope_spellings_agree(tmp_path):
         assert read(tmp_path, BASE | scaling | {"torch_dtype": "bfloat16"}) == read(tmp_path, new)
 
 
-def test_end_tokens_of_both_files(tmp_path):
-    config = read(tmp_path, BASE | {"eos_token_id": 2}, {"eos_token_id": [7, 9]})
-    assert config.eos_token_ids == (2, 7, 9)
+def test_generation_config_alone_names_the_end_tokens(tmp_path):
+    both = BASE | {"eos_token_id": 2, "bos_token_id": 1}
+    config = read(tmp_path, both, {"eos_token_id": [9, 7], "bos_token_id": 3})
+    assert (config.eos_token_ids, config.bos_token_id) == ((7, 9), 3)
+    config = read(tmp_path, both, {"eos_token_id": None, "bos_token_id": None, "top_p": 0.9})
+    assert (config.eos_token_ids, config.bos_token_id) == ((2,), 1)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -60,12 +67,17 @@ def test_frequencies_are_those_of_transformers(references, name):
     ("change", "says"),
     [
         ({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}, "GPT2LMHeadModel"),
-        ({"architectures": None, "model_type": "qwen2"}, "qwen2"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "yarn"),
-        ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        ({"architectures": None, "model_type": "phi3"}, "phi3"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ({"sliding_window": 128, "max_position_embeddings": 4096}, "sliding window of 128"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"model_type": "qwen2"}, "'LlamaForCausalLM' but model_type 'qwen2'"),
+        (
+            {"architectures": ["LlamaModel", "MistralModel"]},
+            "'MistralModel' but model_type 'llama'",
+        ),
+        ({"model_type": {}}, "a \\{\\} model; supported are"),
+        ({"hidden_act": 5}, "hidden_act 5"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_key_value_heads": 3}, "no multiple"),
         ({"hidden_size": 0}, "hidden_size = 0"),
@@ -74,19 +86,18 @@ def test_frequencies_are_those_of_transformers(references, name):
         ({"head_dim": 7}, "odd"),
         ({"rms_norm_eps": -1}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
-        ({"model_type": "qwen2"}, "qwen2"),
         ({"architectures": [["LlamaForCausalLM"]]}, "supported are"),
         ({"architectures": None, "model_type": None}, "supported are"),
         ({"quantization_config": "gptq"}, "must be an object"),
-        ({"rope_scaling": "linear"}, "must be an object"),
-        ({"rope_parameters": ["linear"]}, "must be an object"),
-        ({"rope_scaling": {"type": "linear"}}, "needs factor"),
-        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor = 0"),
-        ({"rope_theta": "big"}, "rope_theta"),
-        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor 1"),
-        ({"sliding_window": "x", "max_position_embeddings": 4096}, "sliding window of x"),
+        ({"sliding_window": "x", "max_position_embeddings": 4096}, "sliding_window = 'x'"),
         ({"sliding_window": 128}, "sliding window of 128"),
-        ({"mlp_bias": True}, "mlp_bias"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps = 0"),
+        ({"rms_norm_eps": 1e308}, "rms_norm_eps = 1e\\+308.*float32"),
+        ({"rms_norm_eps": 1e-60}, "rms_norm_eps = 1e-60.*float32"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps = 1000.*float32"),
+        ({"rms_norm_eps": True}, "rms_norm_eps = True"),
+        ({"hidden_size": float("inf")}, "hidden_size = inf"),
+        ({"num_attention_heads": 1 << 20, "head_dim": 32}, "1048576 times head_dim 32 is more"),
         ({"num_attention_heads": 2.5}, "num_attention_heads = 2.5"),
         ({"num_attention_heads": 7}, "no head_dim"),
         ({"intermediate_size": True}, "intermediate_size = True"),
@@ -99,25 +110,36 @@ def test_refusals(tmp_path, change, says):
         read(tmp_path, BASE | change)
 
 
-def test_a_window_as_long_as_the_context_is_none(tmp_path):
-    read(tmp_path, BASE | {"sliding_window": 4096, "max_position_embeddings": 4096})
+@pytest.mark.parametrize("bad", [True, "2", 2.0, -1, 101, 10**400, [[1]], [2, "3"], [None], {}])
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+def test_what_is_no_id_is_refused_with_its_value(tmp_path, key, bad):
+    says = f"config.json has {key} = .*{re.escape(repr(bad)[:9])}.*from 0 to 100"
+    with pytest.raises(UserError, match=says):
+        ModelConfig.of("m", BASE | {key: bad}, {})
+    with pytest.raises(UserError, match=f"generation_{says}"):
+        ModelConfig.of("m", BASE | {key: 1}, {key: bad})
+    ModelConfig.of("m", BASE | {key: bad}, {key: 100})  # what isn't asked for is no matter
 
 
-def test_a_window_that_is_not_used_is_none(tmp_path):
-    read(tmp_path, BASE | {"sliding_window": 128, "use_sliding_window": False})
-    read(tmp_path, BASE | {"sliding_window": None})
+def test_no_ids(tmp_path):
+    config = read(tmp_path, BASE | {"eos_token_id": None, "bos_token_id": None})
+    assert (config.eos_token_ids, config.bos_token_id) == ((), None)
+    assert read(tmp_path, BASE | {"eos_token_id": []}).eos_token_ids == ()
 
 
-def test_mistral_has_a_window_unless_it_says_otherwise(tmp_path):
-    mistral = BASE | {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
-    with pytest.raises(UserError, match="sliding window of 4096"):
-        read(tmp_path, mistral | {"max_position_embeddings": 32768})
-    read(tmp_path, mistral | {"max_position_embeddings": 32768, "sliding_window": None})
+SIZES = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("eos", [None, True, "2", [[1]]])
-def test_ends_that_are_no_numbers_are_none(tmp_path, eos):
-    assert read(tmp_path, BASE | {"eos_token_id": eos}).eos_token_ids == ()
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("size", [10**9, 10**12, 10**400, 1 << 63])
+def test_sizes_that_no_model_has_are_refused_at_once(key, size):
+    start = time.monotonic()
+    with pytest.raises(UserError, match=f"{key} = 1.*at most|{key} = 9223372036854775808, but"):
+        ModelConfig.of("m", BASE | {key: size}, {})
+    assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])

@@ -29,7 +29,7 @@ def interleaved(rows: np.ndarray, heads: int) -> np.ndarray:
 def rope_factors(config: ModelConfig) -> np.ndarray:
     """Return what llama.cpp divides each rotary frequency by, float32 [Hd/2]."""
     pairs = np.arange(config.head_dim // 2)  # [Hd/2]
-    plain = config.rope_theta ** (-2.0 * pairs / config.head_dim)  # [Hd/2]
+    plain = config.rope.theta ** (-2.0 * pairs / config.head_dim)  # [Hd/2]
     return (plain / config.inverse_frequencies()).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ def _add_fields(writer, config: ModelConfig) -> None:
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
@@ -69,7 +69,7 @@ def write_gguf(
             names.get_name(name, (".weight",)), tensor.shape,
             np.dtype(np.float32), nbytes, gguf.GGMLQuantizationType[stored[name].upper()],
         )  # fmt: skip
-    scaled = config.rope_type != "default"
+    scaled = config.rope.kind != "default"
     factors = rope_factors(config)
     if scaled:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)

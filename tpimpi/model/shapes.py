@@ -6,7 +6,8 @@ Sizes are those of the models' public config.json; the context is 8192 tokens fo
 from __future__ import annotations
 
 from tpimpi.errors import UserError
-from tpimpi.model.config import ModelConfig
+from tpimpi.model.config import MOST_LAYERS, ModelConfig
+from tpimpi.model.fields import shown
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -14,6 +15,11 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rms_norm_eps": 1e-6}
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+}  # fmt: skip
 # name: layers, hidden, MLP, query heads, kv heads, head_dim, vocabulary, theta, more of config.json
 SHAPES = {
     "tiny": (2, 64, 160, 5, 5, 16, 1031, 1e4, {}),
@@ -32,6 +38,18 @@ SHAPES = {
     "yi-6b": (32, 4096, 11008, 32, 4, 128, 64000, 5e6, {}),
     "yi-34b": (60, 7168, 20480, 56, 8, 128, 64000, 5e6, {}),
     "llama2-70b": (80, 8192, 28672, 64, 8, 128, 32000, 1e4, {}),
+    "llama3.3-70b": (
+        80, 8192, 28672, 64, 8, 128, 128256, 5e5, {"rope_scaling": LLAMA3_ROPE | {"factor": 8.0}},
+    ),
+    "qwen2.5-0.5b": (
+        24, 896, 4864, 14, 2, 64, 151936, 1e6, QWEN2 | {"tie_word_embeddings": True},
+    ),
+    "qwen2.5-7b": (28, 3584, 18944, 28, 4, 128, 152064, 1e6, QWEN2),
+    "qwen2.5-32b": (64, 5120, 27648, 40, 8, 128, 152064, 1e6, QWEN2 | {"rms_norm_eps": 1e-5}),
+    "qwen3-4b": (
+        36, 2560, 9728, 32, 8, 128, 151936, 1e6, QWEN3 | {"tie_word_embeddings": True},
+    ),
+    "qwen3-32b": (64, 5120, 25600, 64, 8, 128, 151936, 1e6, QWEN3),
 }  # fmt: skip
 TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # as config.json says them
 
@@ -39,10 +57,12 @@ TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # as con
 def config_of(shape: str, layers: int | None, dtype: str) -> dict:
     """Return the content of config.json of a named shape; `layers` instead of its own, if given.
 
-    Raises UserError for a name that isn't in SHAPES.
+    Raises UserError for a name that isn't in SHAPES and for more layers than any model may have.
     """
     if shape not in SHAPES:
         raise UserError(f"there is no shape {shape!r}; known are {', '.join(SHAPES)}")
+    if layers is not None and not 1 <= layers <= MOST_LAYERS:
+        raise UserError(f"a shape has from 1 to {MOST_LAYERS} layers, not {shown(layers)}")
     count, hidden, mlp, heads, kv_heads, head_dim, vocabulary, theta, more = SHAPES[shape]
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -1,0 +1,123 @@
+"""The JSON files of a model directory, and what a path that is none may have meant."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from tpimpi.errors import UserError
+
+_WANTS = "--model wants a Hugging Face directory with config.json, *.safetensors and a tokenizer"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_MOST_BYTES = 1 << 28  # of a JSON file; the index of the largest checkpoints has some 10 MB
+
+
+def read_configs(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the contents of config.json and of generation_config.json ({} where there is none).
+
+    Raises UserError, also for a path that is no model directory.
+    """
+    _refuse_other(str(directory))
+    directory = Path(directory)
+    generation = {}
+    config = read_json(directory / "config.json")
+    if _exists(directory / "generation_config.json"):
+        generation = read_json(directory / "generation_config.json")
+    return config, generation
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; UserError where there is none."""
+    content = read_bytes(path)
+    try:
+        content = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # the second: nested too deep
+        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; fetch it again")
+    return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a small file; UserError where it can't be one."""
+    size = regular_size(path)
+    if size > _MOST_BYTES:
+        raise UserError(f"{path} has {size} bytes, too many for a JSON file; fetch it again")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
+    refuse_pointer(path, content)
+    return content
+
+
+def regular_size(path: Path) -> int:
+    """Return a file's bytes; UserError for a pipe or a device, which might never end."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # the second: a zero byte in its name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} can't be read ({reason})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no regular file; a model's files must be")
+    return status.st_size
+
+
+def refuse_pointer(path: Path, content: bytes) -> None:
+    """Raise UserError if a file is what Git leaves in the place of a large one."""
+    if content.startswith(_POINTER):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file itself; run git lfs pull in its folder"
+        )
+
+
+def adapter_base(directory: Path) -> str | None:
+    """Return a sentence's end about the base model if a directory holds an adapter only."""
+    path = directory / "adapter_config.json"
+    if not _exists(path):
+        return None
+    base = read_json(path).get("base_model_name_or_path")
+    return f"its base model ({base[:100]})" if isinstance(base, str) and base else "its base model"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
+
+
+def _refuse_other(given: str) -> None:
+    """Raise UserError for a path that is no model directory: what it is, and how to get one."""
+    directory = Path(given)
+    if "\0" in given:
+        raise UserError(f"--model {given!r} is no path")
+    if given.lower().endswith((".gguf", ".ggml")) and not directory.is_dir():
+        raise UserError(
+            f"{given} is a GGUF file, but tpimpi reads safetensors; get the original model's "
+            "folder with hf download ID --local-dir DIR and give --model DIR"
+        )
+    if not _exists(directory):
+        hint = "--model wants a Hugging Face directory"
+        if _HUB_ID.fullmatch(given):
+            hint = (
+                "if it is a model on the Hugging Face hub, get its folder with "
+                f"hf download {given} --local-dir DIR and give --model DIR"
+            )
+        raise UserError(f"{given} does not exist; {hint}")
+    if not directory.is_dir():
+        raise UserError(
+            f"{given} is a file; --model wants the directory with config.json and *.safetensors"
+        )
+    if not _exists(directory / "config.json"):
+        base = adapter_base(directory)
+        if base:
+            raise UserError(
+                f"{given} is an adapter, not a model; merge it into {base} "
+                "(PEFT's merge_and_unload) and save that"
+            )
+        raise UserError(f"{given} has no config.json; {_WANTS}")
