@@ -7,10 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tpimpi.errors import MachineError
+
+_SMALLEST = np.finfo(np.float64).tiny  # below it numbers lose digits and their inverses overflow
+_ROUNDING = 1e-9  # more than the rounding of a sum over a million probabilities
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to choose. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalty 1 are off."""
+    """How to choose. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalty 1 are off.
+
+    A temperature so near to 0 that the best score divided by it overflows is greedy, too: every
+    lower score has a probability of 0 then.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -26,34 +35,81 @@ class Sampler:
     def __init__(self, settings: SamplingSettings):
         self._settings = settings
         self._random = np.random.default_rng(settings.seed)
+        self._memory = np.empty((3, 0))  # [3, V], taken once: fresh pages cost more than the sums
 
     def sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
-        """Return a token id for logits [V]; `history` are the ids the repeat penalty looks at."""
-        s = self._settings
-        scores = logits.astype(np.float64)  # [V], a copy
-        if s.repeat_penalty != 1.0 and len(history):
-            seen = np.unique(np.asarray(history))
-            values = scores[seen]
-            scores[seen] = np.where(
-                values > 0, values / s.repeat_penalty, values * s.repeat_penalty
-            )
-        if s.temperature == 0:
-            return int(scores.argmax())
-        scores /= s.temperature
-        if 0 < s.top_k < len(scores):
-            scores[scores < np.partition(scores, -s.top_k)[-s.top_k]] = -np.inf
-        probabilities = _softmax(scores)
+        """Return a token id for logits [V]; `history` are the ids the repeat penalty looks at.
+
+        Logits of -inf are never taken. Raises MachineError where there is no best one.
+        """
+        check_logits(logits)
+        if self._memory.shape[1] != len(logits):
+            self._memory = np.empty((3, len(logits)))
+        s, (scores, *_) = self._settings, self._memory
+        scores[...] = logits  # [V]
+        with np.errstate(over="ignore"):  # to -inf, which is a probability of 0
+            if s.repeat_penalty != 1.0 and len(history):
+                seen = np.asarray(history)
+                values = scores[seen]
+                scores[seen] = np.where(
+                    values > 0, values / s.repeat_penalty, values * s.repeat_penalty
+                )
+            if s.temperature < _SMALLEST or not np.isfinite(scores.max() / s.temperature):
+                return int(scores.argmax())
+            scores /= s.temperature
+            probabilities = self._softmax_of_top_k()
         if s.top_p < 1:
-            order = np.argsort(-probabilities, kind="stable")  # the lower id first on a tie
-            before = np.cumsum(probabilities[order]) - probabilities[order]
-            probabilities[order[1:][before[1:] >= s.top_p]] = 0.0  # the first always stays
+            self._keep_top_p(probabilities)
         if s.min_p > 0:
-            probabilities[probabilities < s.min_p * probabilities.max()] = 0.0
-        cumulative = np.cumsum(probabilities)
-        at = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(min(at, np.flatnonzero(probabilities)[-1]))
+            probabilities *= probabilities >= s.min_p * probabilities.max()
+        cumulative = np.cumsum(probabilities, out=self._memory[1])  # [V]
+        # random() < 1, so the product is below the last sum and the token's probability is not 0.
+        return int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
+
+    def _softmax_of_top_k(self) -> np.ndarray:
+        """Turn the scores [V] into probabilities, in place; 0 for what is not of the top k."""
+        scores, work, _ = self._memory
+        k = self._settings.top_k
+        top = None
+        if 0 < k < len(scores):
+            work[...] = scores
+            work.partition(len(scores) - k)
+            top = scores >= work[-k]  # all that tie with the last one stay
+        scores -= scores.max()
+        np.exp(scores, out=scores)
+        if top is not None:
+            scores *= top
+        scores /= scores.sum()
+        return scores
+
+    def _keep_top_p(self, probabilities: np.ndarray) -> None:
+        """Set to 0 all but the most likely tokens that make up top_p, at least one.
+
+        Only values are sorted, and only those above a floor: what lies below it adds up to less
+        than 1 - top_p. On a tie the lower ids stay.
+        """
+        _, work, before = self._memory
+        top_p, size = self._settings.top_p, len(probabilities)
+        ids = np.flatnonzero(probabilities > max((1 - top_p - _ROUNDING) / size, 0.0))  # [n]
+        rising, before = work[: len(ids)], before[: len(ids)]  # [n], below 0
+        np.negative(probabilities.take(ids), out=rising)
+        rising.sort()
+        np.cumsum(rising, out=before)
+        before -= rising
+        beyond = before <= -top_p
+        beyond[0] = False
+        count = int(beyond.argmax()) or len(ids)
+        least = -rising[count - 1]
+        probabilities *= probabilities >= least
+        ties = np.flatnonzero(probabilities == least)
+        probabilities[ties[count - rising.searchsorted(-least) :]] = 0.0
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    weights = np.exp(scores - scores.max())
-    return weights / weights.sum()
+def check_logits(logits: np.ndarray) -> None:
+    """Raise MachineError where a logit is NaN or inf, or all are -inf."""
+    best = logits.max()  # NaN where one is NaN
+    if not np.isfinite(best):
+        raise MachineError(
+            f"the logits are not numbers (the largest is {best}): weights of this checkpoint are "
+            "damaged or not finite; fetch or make it again"
+        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sys
 from pathlib import Path
 
 from tpimpi.errors import MachineError
+from tpimpi.shards.layout import PAGE
 
 
 class DirectFile:
@@ -18,43 +20,50 @@ class DirectFile:
         self._direct = False
         if hasattr(os, "O_DIRECT"):
             try:
-                self._fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+                self.fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
                 self._direct = True
                 return
             except OSError:
                 pass  # a file system without it: the buffered way below
-        self._fd = os.open(path, os.O_RDONLY)
+        self.fd = os.open(path, os.O_RDONLY)
         if sys.platform == "darwin":
-            import fcntl
-
-            fcntl.fcntl(self._fd, fcntl.F_NOCACHE, 1)
+            fcntl.fcntl(self.fd, fcntl.F_NOCACHE, 1)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        os.close(self.fd)
 
     def read(self, into: memoryview, start: int, needed: int) -> None:
         """Fill `into` from byte `start`; bytes after the first `needed` may be beyond the end.
 
-        `start`, the length and the address of `into` are multiples of `shards.layout.PAGE`. Safe
-        in many threads. Raises MachineError.
+        `start`, the length and the address of `into` are multiples of `PAGE`. Safe in many threads.
+        Raises MachineError.
         """
         got = 0
         while got < needed:
+            direct = self._direct
+            at = got // PAGE * PAGE if direct else got  # where a direct read may go on
             try:
-                count = os.preadv(self._fd, [into[got:]], start + got)
+                count = os.preadv(self.fd, [into[at:]], start + at)
             except OSError as error:
-                if self._direct and error.errno == errno.EINVAL:
-                    self._fd, self._direct = os.open(self._path, os.O_RDONLY), False
-                    continue
-                raise MachineError(
-                    f"reading {self._path} at byte {start + got} failed ({error.strerror})"
-                ) from error
-            if not count:
+                if not direct or error.errno != errno.EINVAL:
+                    raise MachineError(
+                        f"reading {self._path} at byte {start + at} failed ({error.strerror})"
+                    ) from error
+                count = 0
+            if at + count > got:
+                got = at + count
+            elif direct:
+                self._read_plainly()  # direct reads are refused, or end in the middle of a page
+            else:
                 raise MachineError(
                     f"{self._path} ended at byte {start + got} while it was read; was it "
                     "replaced? Check it with `tpimpi verify`"
                 )
-            got += count
         if not self._direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, start, len(into), os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self.fd, start, len(into), os.POSIX_FADV_DONTNEED)
+
+    def _read_plainly(self) -> None:
+        """Turn O_DIRECT off, for all threads at once: the file stays the one that was opened."""
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        self._direct = False

@@ -8,6 +8,7 @@ The readers run on across passes: while rank 0 samples, the next token's first t
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from tpimpi.errors import MachineError
 from tpimpi.kernels.pages import huge_pages
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.shards.layout import PAGE, StoredTensor
@@ -28,14 +30,18 @@ READERS = 6  # reads in flight: enough for the disk also while other ranks have 
 class Tape:
     """Serve a shard's tensors in tape order, lap after lap.
 
-    `names` are the tensors in the order of use; `resident` gives the number of first rows to keep
-    of each (0 where it is not named); the others pass through a ring of `ring_bytes`.
+    `names` are the tensors in the order of use, which is the file's; `resident` gives the number of
+    first rows to keep of each (0 where it is not named); the others pass through a ring of
+    `ring_bytes`. Raises MachineError where the file can't be read as the shard tells.
     """
 
     def __init__(
         self, shard: Shard, names: Sequence[str], resident: Mapping[str, int], ring_bytes: int
     ):
         self._tensors = {name: shard[name] for name in names}
+        offsets = [tensor.offset for tensor in self._tensors.values() if tensor.nbytes]
+        if offsets != sorted(offsets):
+            raise ValueError(f"the names of {shard.path}'s tape are not in the order of the file")
         lap = streamed_lap(list(self._tensors.values()), resident)
         kept = resident_reads(self._tensors.values(), resident)
         self._later, self._tiles = lap.reads, lap.tiles
@@ -56,7 +62,9 @@ class Tape:
         self.streamed_bytes = total - self.resident_bytes  # a lap
         self.ring_bytes = max(2 * lap.largest, min(ring_bytes, lap.length))
         self._ring = huge_pages(self.ring_bytes)
-        self._file = DirectFile(shard.path)
+        self._names = tuple(names)
+        self._turn = 0  # the index of the tensor to be taken next
+        self._under_way = False  # whether the parts of that tensor are being used
         self._changed = threading.Condition()
         self._next = 0  # sequence number of the read to be begun next
         self._taken = 0  # ... and of the one to be used next
@@ -68,21 +76,43 @@ class Tape:
         self.wait_seconds = 0.0
         self.on_wait: Callable[[float, float], None] | None = None  # told begin and end of each
         self.bytes_read = 0
-        self._threads = [
-            threading.Thread(target=self._read, name=f"tape-reader-{i}", daemon=True)
-            for i in range(READERS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._file = DirectFile(shard.path)
+        try:
+            self._start(shard)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, shard: Shard) -> None:
+        if not os.path.sameopenfile(self._file.fd, shard.fd):
+            raise MachineError(f"{shard.path} was replaced after it was opened; start again")
+        for i in range(READERS):
+            thread = threading.Thread(target=self._read, name=f"tape-reader-{i}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise MachineError(
+                    f"only {i} of the {READERS} threads that read weights could be started "
+                    f"({error}); allow more of them (ulimit -u)"
+                ) from error
+            self._threads.append(thread)
 
     def take(self, name: str) -> Iterable[tuple[int, np.ndarray]]:
         """Return (first row, raw weights [rows, K]) of parts of the next tensor, `name`, in order.
 
         The weights are valid until the next step of the iteration; then their memory is free for
-        the reader. Raises MachineError where a read has failed.
+        the reader. All parts must be used before the next tensor is taken. Raises MachineError
+        where a read has failed, RuntimeError where another tensor is next.
         """
+        expected = self._names[self._turn]
+        if self._under_way or name != expected:
+            state = "is still under way" if self._under_way else "is next"
+            raise RuntimeError(f"{name} was taken from the tape, but {expected} {state}")
         if name in self._views and not self._tiles[name] and self._taken >= len(self._first):
+            self._turn = (self._turn + 1) % len(self._names)
             return (self._views[name],)
+        self._under_way = True
         return self._parts(self._tensors[name])
 
     def _parts(self, tensor: StoredTensor) -> Iterator[tuple[int, np.ndarray]]:
@@ -96,13 +126,14 @@ class Tape:
             yield tile.row, _view(tensor, self._ring, tile.rows, offset + tile.at)
             if tile.last:
                 self._release()
+        self._turn = (self._turn + 1) % len(self._names)
+        self._under_way = False
 
     def _arriving(self, tensor: StoredTensor) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the rows to keep as they are read, on the first lap."""
         region, size, row = self._regions[tensor.name], tensor.row_bytes, 0
         for _ in range(self._kept[tensor.name]):
             read = self._first[self._taken]
-            assert read.resident == tensor.name, f"{tensor.name} is not next on the tape"
             self._wait()
             whole = (read.start + read.needed - tensor.offset) // size
             if whole > row:
@@ -111,8 +142,10 @@ class Tape:
             self._release()
 
     def close(self) -> None:
-        """Stop the readers and close the file."""
+        """Stop the readers and close the file; who waits for weights gets a MachineError."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
@@ -131,7 +164,7 @@ class Tape:
         with self._changed:
             if self._taken not in self._ready:
                 start = time.perf_counter()
-                while self._taken not in self._ready and self._error is None:
+                while not (self._taken in self._ready or self._error or self._closed):
                     self._changed.wait()
                 end = time.perf_counter()
                 self.wait_seconds += end - start
@@ -139,6 +172,8 @@ class Tape:
                     self.on_wait(start, end)
             if self._error is not None:
                 raise self._error
+            if self._closed:
+                raise MachineError("the tape of weights was closed in the middle of a pass")
             return self._ready[self._taken]
 
     def _release(self) -> None:

@@ -1,0 +1,202 @@
+"""A tape that is misused, closed, or fails: a sentence, and neither a hang nor wrong bytes."""
+
+import errno
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from tpimpi.errors import MachineError
+from tpimpi.shards.layout import PAGE, StoredTensor
+from tpimpi.tape import tape as module
+from tpimpi.tape.reads import READ_BYTES
+from tpimpi.tape.tape import Tape
+
+ROWS, COLUMNS, NAMES = 2000, 1024, ("a", "b", "c")  # each of two reads
+plain_preadv = os.preadv
+
+
+class FlatFile:
+    """A file of bf16 tensors that a tape takes for a shard; no two of its rows are the same."""
+
+    def __init__(self, path):
+        self.path, nbytes = path, 2 * ROWS * COLUMNS
+        self._tensors, self.rows = {}, {}
+        content = np.random.default_rng(1).integers(0, 1 << 16, (3, ROWS, COLUMNS), np.uint16)
+        at = PAGE
+        with path.open("wb") as file:
+            for name, rows in zip(NAMES, content, strict=True):
+                self._tensors[name] = StoredTensor(name, "bf16", rows.shape, at, nbytes)
+                self.rows[name] = rows
+                file.seek(at)
+                file.write(rows.tobytes())
+                at += -(-nbytes // PAGE) * PAGE
+            file.truncate(at)
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __getitem__(self, name):
+        return self._tensors[name]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    found = FlatFile(tmp_path / "shard")
+    yield found
+    os.close(found.fd)
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("tape-reader")]
+
+
+def lap(tape, shard):
+    for name in NAMES:
+        rows = np.concatenate([weights.copy() for _, weights in tape.take(name)])
+        np.testing.assert_array_equal(rows, shard.rows[name])
+
+
+RESIDENT = {
+    "streamed": {},
+    "partly": dict.fromkeys(NAMES, ROWS // 2),
+    "resident": dict.fromkeys(NAMES, ROWS),
+}
+
+
+@pytest.mark.parametrize("kept", RESIDENT)
+@pytest.mark.parametrize("laps", [0, 1])
+def test_tensors_taken_in_the_wrong_order_are_refused(shard, kept, laps):
+    tape = Tape(shard, NAMES, RESIDENT[kept], 0)
+    for _ in range(laps):
+        lap(tape, shard)
+    for _ in tape.take("a"):
+        pass
+    for wrong in ("c", "a", "other"):
+        with pytest.raises(RuntimeError, match=f"{wrong} was taken from the tape, but b is next"):
+            tape.take(wrong)
+    for name in ("b", "c"):
+        for _ in tape.take(name):
+            pass
+    lap(tape, shard)
+    tape.close()
+
+
+@pytest.mark.parametrize("kept", ["streamed", "partly"])
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_tensor_left_half_way_is_refused(shard, kept, name, steps):
+    tape = Tape(shard, NAMES, RESIDENT[kept], 0)
+    parts = iter(tape.take("a"))
+    for _ in range(steps):
+        next(parts)
+    with pytest.raises(RuntimeError, match=f"{name} was taken .*, but a is still under way"):
+        tape.take(name)
+    tape.close()
+
+
+def test_names_in_another_order_than_the_file_are_refused(shard):
+    with pytest.raises(ValueError, match="order of the file"):
+        Tape(shard, ("b", "a", "c"), {}, 0)
+
+
+@pytest.mark.parametrize("kept", ["streamed", "resident"])
+def test_close_wakes_who_waits_and_may_be_called_again(shard, kept, monkeypatch):
+    go_on, waiting, told = threading.Event(), threading.Event(), []
+
+    def preadv(fd, buffers, offset):
+        waiting.set()
+        assert go_on.wait(20)
+        return plain_preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    tape = Tape(shard, NAMES, RESIDENT[kept], 0)
+
+    def use():
+        try:
+            for _ in tape.take("a"):
+                pass
+        except MachineError as error:
+            told.append(str(error))
+
+    consumer, closer = threading.Thread(target=use), threading.Thread(target=tape.close)
+    consumer.start()
+    assert waiting.wait(10)
+    closer.start()
+    consumer.join(10)
+    assert not consumer.is_alive() and "closed" in told[0]
+    go_on.set()
+    closer.join(10)
+    assert not closer.is_alive() and not readers()
+    tape.close()
+
+
+def test_a_closed_tape_serves_nothing(shard):
+    tape = Tape(shard, NAMES, {}, 0)
+    parts = iter(tape.take("a"))
+    next(parts)
+    tape.close()
+    with pytest.raises(MachineError, match="closed"):
+        next(parts)
+
+
+def test_threads_that_can_not_be_started_leave_nothing_behind(shard, monkeypatch):
+    start, before = threading.Thread.start, os.listdir("/dev/fd")
+
+    def refuse_the_fourth(thread):
+        if thread.name == "tape-reader-3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_fourth)
+    with pytest.raises(MachineError, match="only 3 of the 6 threads"):
+        Tape(shard, NAMES, {}, 0)
+    assert not readers() and os.listdir("/dev/fd") == before
+
+
+def test_an_interrupt_while_it_is_made_leaves_nothing_behind(shard, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    before = os.listdir("/dev/fd")
+    monkeypatch.setattr(module.os.path, "sameopenfile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Tape(shard, NAMES, {}, 0)
+    assert not readers() and os.listdir("/dev/fd") == before
+
+
+def test_a_file_that_is_gone_or_replaced_before_the_start(shard, tmp_path):
+    before = os.listdir("/dev/fd")
+    (tmp_path / "other").write_bytes(shard.path.read_bytes())
+    (tmp_path / "other").replace(shard.path)
+    with pytest.raises(MachineError, match="was replaced"):
+        Tape(shard, NAMES, {}, 0)
+    shard.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        Tape(shard, NAMES, {}, 0)
+    assert not readers() and os.listdir("/dev/fd") == before
+
+
+def test_a_file_that_is_replaced_later_stays_the_one_that_was_opened(shard, tmp_path):
+    tape = Tape(shard, NAMES, {}, 0)
+    lap(tape, shard)
+    (tmp_path / "other").write_bytes(bytes(shard.path.stat().st_size))
+    (tmp_path / "other").replace(shard.path)
+    for _ in range(3):
+        lap(tape, shard)
+    tape.close()
+
+
+def test_a_read_that_fails_is_told_at_every_wait(shard, monkeypatch):
+    def preadv(fd, buffers, offset):
+        if offset >= PAGE + READ_BYTES:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain_preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    tape = Tape(shard, NAMES, {}, 0)
+    parts = tape.take("a")
+    with pytest.raises(MachineError, match="failed .Input/output error"):
+        for _ in parts:
+            pass
+    tape.close()
+    assert not readers()
