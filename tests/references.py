@@ -76,10 +76,12 @@ FAMILIES = {
             "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}},
     ),
     "dynamic": (
-        "bfloat16", 64, 75, 2, 4, 2, 16, 181, {"rope_parameters": DEFAULT | DYNAMIC, "positions": 24},
+        "bfloat16", 64, 75, 2, 4, 2, 16, 181,
+        {"rope_parameters": DEFAULT | DYNAMIC, "positions": 24},
     ),
     "dynamic_later": (
-        "float32", 64, 75, 2, 4, 2, 16, 181, {"rope_parameters": DEFAULT | DYNAMIC, "positions": 48},
+        "float32", 64, 75, 2, 4, 2, 16, 181,
+        {"rope_parameters": DEFAULT | DYNAMIC, "positions": 48},
     ),
     "sharded": ("bfloat16", 128, 96, 3, 4, 2, 64, 333, {"rope_parameters": DEFAULT}),
 }  # fmt: skip

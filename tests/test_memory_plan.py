@@ -30,7 +30,8 @@ def tape(shapes):
 
 def needs(tensors, **more):
     given = {
-        "process": 100 * MIB, "tokenizer": 3 * MIB, "peak": 110 * MIB, "fixed": MIB, "per_token": 50_000,
+        "process": 100 * MIB, "tokenizer": 3 * MIB,
+        "peak": 110 * MIB, "fixed": MIB, "per_token": 50_000,
         "kv_page": MIB, "page_tokens": 64, "window": None, "tensors": tensors,
         "blocks": tuple(t.nbytes for t in tensors),
     }  # fmt: skip

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tpimpi.checkpoint.fingerprint import quick_fingerprint
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.tensors import expected_shapes
 
 _BY_SAFETENSORS_NAME = {e.safetensors_name: e for e in ENCODINGS.values()}
-_EDGE = 4096  # bytes at both ends of each tensor that go into the fingerprint
 _MAX_HEADER = 100_000_000  # the format's own limit
 # What JSON of another form than expected raises: nested too deep, an infinite offset, ...
 _BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -57,7 +57,9 @@ class Checkpoint:
         }
         for path in paths:
             _check_format(path)  # last, as it can't name the tensor that is missing
-        self.fingerprint = self._fingerprint(config, headers.digest())
+        self.fingerprint = quick_fingerprint(
+            config, headers.digest(), self.tensors.values(), self._pread
+        )
 
     def weight(self, name: str) -> Tensor:
         """Return a tensor; the head of a tied model is its embedding."""
@@ -95,18 +97,6 @@ class Checkpoint:
                 raise UserError(f"{path} became shorter while it was read; fetch it again")
             got += count
         return data
-
-    def _fingerprint(self, config: ModelConfig, headers: bytes) -> str:
-        """Hash the shape of the model and the edges of all tensors: another model, another hash."""
-        fields = json.loads(config.to_json())
-        for name in ("name", "bos_token_id", "eos_token_ids", "max_positions"):
-            del fields[name]  # they don't change the numbers
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + headers)
-        for tensor in self.tensors.values():
-            edge = min(_EDGE, tensor.nbytes)
-            digest.update(self._pread(tensor.path, edge, tensor.offset))
-            digest.update(self._pread(tensor.path, edge, tensor.offset + tensor.nbytes - edge))
-        return digest.hexdigest()[:16]
 
 
 def _files(directory: Path) -> list[Path]:

@@ -79,15 +79,17 @@ def load_session(
 ) -> Session:  # fmt: skip
     """Return a Session for `work` within the memory that `request` allows (collective).
 
-    `tokenizer` are the bytes that one has taken on this rank. Raises UserError on all ranks where the budget is
-    too small for it.
+    `tokenizer` are the bytes that one has taken on this rank. Raises UserError on all ranks where
+    the budget is too small for it.
     """
     config, mine = source.config, source.partition.ranks[group.rank]
     names = [piece.name for piece in pieces(config, mine) if piece.streamed]
     stored = {name: shard[name] for name in names}
     warm_up(group.node, {tensor.encoding for tensor in shard.tensors}, threads)
     group.warm_up()
-    plan = plan_memory(group, needs_of(config, mine, stored, work, threads, tokenizer), request, work)
+    plan = plan_memory(
+        group, needs_of(config, mine, stored, work, threads, tokenizer), request, work
+    )
     # Spinning would take from readers what the disk's driver and they need of the cores.
     group.patient = any(group.comm.allgather(plan.streamed > 0))
     tape = model = None

@@ -55,6 +55,11 @@ class Needs:
     blocks: tuple[int, ...]  # bytes of each block
 
     @property
+    def resident(self) -> int:
+        """The bytes that the process holds now."""
+        return self.process + self.tokenizer
+
+    @property
     def weights(self) -> int:
         """The bytes of all tensors of the tape."""
         return sum(tensor.nbytes for tensor in self.tensors)
@@ -70,7 +75,7 @@ class Needs:
     def besides_weights(self, chunk: int, context: int, slots: int) -> int:
         """Return the bytes of everything but weights and their ring."""
         return (
-            self.process + self.tokenizer + MARGIN_BYTES + self.fixed
+            self.resident + MARGIN_BYTES + self.fixed
             + chunk * self.per_token + self.kv(context, slots, chunk)
         )  # fmt: skip
 

@@ -67,7 +67,13 @@ def plan_ranks(
     least = chunk if request.chunk else 1
     budgets = shared_budgets(
         [
-            Claim(r.budget, r.host, r.needs.process + r.needs.tokenizer, r.needs.everything(work, chunk), r.free)
+            Claim(
+                r.budget,
+                r.host,
+                r.needs.process + r.needs.tokenizer,
+                r.needs.everything(work, chunk),
+                r.free,
+            )
             for r in ranks
         ]
     )
@@ -157,7 +163,8 @@ def plan_flags(needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
 def _plan(needs, budget, work, chunk, context, rows, ring) -> MemoryPlan:
     resident = sum(rows.get(tensor.name, 0) * tensor.row_bytes for tensor in needs.tensors)
     return MemoryPlan(
-        budget=budget, peak=needs.peak, process=needs.process, tokenizer=needs.tokenizer, kv=needs.kv(context, work.slots, chunk),
+        budget=budget, peak=needs.peak, process=needs.process, tokenizer=needs.tokenizer,
+        kv=needs.kv(context, work.slots, chunk),
         activations=needs.fixed + chunk * needs.per_token, margin=MARGIN_BYTES, ring=ring,
         resident=resident, streamed=needs.weights - resident, chunk=chunk, context=context,
         resident_rows=rows,

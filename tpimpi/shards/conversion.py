@@ -1,26 +1,40 @@
 """Checkpoint -> shards: rank 0 reads each tensor once, every rank writes its own piece.
 
 Ranks of one machine and ranks across a network take the same path. Memory stays bounded by `CHUNK`.
+
+Which pieces are needed is asked of each piece: it carries the hash of the whole tensor that it was
+cut from, whether in a finished shard or in a `.partial` that a kill left. Rank 0 tells what the
+hashes of the checkpoint's tensors are. It knows them by heart where the files are in a state that
+it has noted (see `checkpoint.fingerprint`); else it reads them again, and only those of which some
+rank has a piece at all. The others are hashed as they are sent. So a first run reads a checkpoint
+once, and goes on after a kill without another look at what was cut; a touched or copied one is read
+and not cut; one whose numbers changed is cut anew.
+
+In the cache a shard of other content, or of an older format, is replaced. In a folder that the user
+named it is refused: it may be all that he has of another model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from tpimpi.checkpoint.fingerprint import TensorHashes, new_hash
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import CHUNK, Group
-from tpimpi.errors import MachineError, describe
+from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Piece, pieces
 from tpimpi.progress import Progress
 from tpimpi.shards.layout import Identity, shard_name
+from tpimpi.shards.post import Post, receive_all
+from tpimpi.shards.seal import MEND, OtherFormatError
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.writer import ShardWriter
-
-TAG = 7
 
 
 def ensure_shards(
@@ -30,11 +44,13 @@ def ensure_shards(
     checkpoint: Checkpoint | None,
     folder: Path,
     again: bool,
+    replace: bool,
 ) -> tuple[Shard, bool]:
     """Open this rank's shard, after making those that are missing (collective).
 
-    `checkpoint` is None except on rank 0. Returns the shard, checked and verified, and whether any
-    rank's shard was written now. Raises UserError or MachineError on all ranks alike.
+    `checkpoint` is None except on rank 0. With `replace` a shard of other content counts as
+    missing; else it is refused. Returns the shard, checked and verified, and whether any rank's
+    shard was written now. Raises UserError or MachineError on all ranks alike.
     """
     fingerprint, encodings = group.comm.bcast(
         (checkpoint.fingerprint, {n: t.encoding for n, t in checkpoint.tensors.items()})
@@ -44,30 +60,111 @@ def ensure_shards(
     lists = [pieces(config, mine) for mine in partition.ranks]
     identity = Identity(fingerprint, partition.to_json(), group.rank, group.size, config.to_json())
     path = folder / shard_name(group.rank, group.size)
-    missing = group.comm.allgather(again or not path.exists())
-    if any(missing):
-        mine = lists[group.rank]
-        writer, done = None, [True] * len(mine)
-        with group.together():
-            if missing[group.rank]:
-                writer = ShardWriter(
-                    path, identity, mine, [encodings[piece.source] for piece in mine]
-                )
-                done = writer.done()
-        try:
-            _fill(group, checkpoint, writer, _pending(lists, group.comm.allgather(done)), missing)
-            with group.together():
-                if writer:
-                    writer.finish()
-        finally:
-            if writer:
-                writer.close()
+    own, hashes = lists[group.rank], _Hashes(group, checkpoint, folder)
     shard = None
-    with group.together():
-        shard = Shard(path)
-        shard.check(identity)
-        shard.verify_if_touched()
+    try:
+        with group.together():
+            shard = None if again else _open(path, identity, replace)
+        shard = _current(group, shard, hashes, own, replace)
+        missing = group.comm.allgather(shard is None)
+        if any(missing):
+            mine = (path, identity, own, [encodings[piece.source] for piece in own])
+            _cut(group, checkpoint, hashes, mine, lists, missing)
+        with group.together():
+            if shard is None:
+                shard = Shard(path)
+                shard.check(identity)
+            shard.verify_if_touched(speaks=group.rank == 0)
+    except BaseException:
+        if shard is not None:
+            shard.close()
+        raise
     return shard, any(missing)
+
+
+class _Hashes:
+    """The hashes of the checkpoint's tensors, which rank 0 knows or takes."""
+
+    def __init__(self, group: Group, checkpoint: Checkpoint | None, folder: Path):
+        self._group, self.own = group, None
+        with group.together():
+            if checkpoint:
+                self.own = TensorHashes(checkpoint, folder)
+
+    def of(self, sources: Iterable[str]) -> dict[str, bytes]:
+        """Return the hashes of the tensors that any rank asks for (collective)."""
+        wanted = sorted(set().union(*self._group.comm.allgather(set(sources))))
+        found = None
+        with self._group.together():
+            if self.own:
+                self.own.fill(wanted)
+                found = {source: self.own.get(source) for source in wanted}
+        return self._group.comm.bcast(found)
+
+
+def _open(path: Path, identity: Identity, replace: bool) -> Shard | None:
+    """Return the shard that is there, None if there is none that could do."""
+    if not path.exists():
+        return None
+    try:
+        shard = Shard(path)
+    except OtherFormatError:
+        if replace:
+            return None
+        raise
+    try:
+        shard.check(identity)
+    except UserError:
+        shard.close()
+        raise
+    return shard
+
+
+def _current(group, shard: Shard | None, hashes: _Hashes, mine: list[Piece], replace: bool):
+    """Return the shard, None if it was cut from other numbers than there are now (collective)."""
+    true = hashes.of([piece.source for piece in mine] if shard else [])
+    with group.together():
+        if shard:
+            for piece, source in zip(mine, shard.sources, strict=True):
+                if source == true[piece.source]:
+                    continue
+                if replace:
+                    shard.close()
+                    return None
+                raise UserError(
+                    f"{shard.path} was cut from another {piece.source} than the model has now; "
+                    f"{MEND}"
+                )
+    return shard
+
+
+def _cut(group: Group, checkpoint, hashes: _Hashes, mine: tuple, lists, missing) -> None:
+    """Write the shards that are missing, as far as that is still to be done (collective)."""
+    writer, found = None, [None] * len(mine[2])
+    with group.together():
+        if missing[group.rank]:
+            writer = ShardWriter(*mine)
+            found = writer.done(speaks=group.rank == 0)
+    try:
+        there = {p.source for p, source in zip(mine[2], found, strict=True) if source}
+        true = hashes.of(there)
+        done = [
+            not missing[group.rank] or (source is not None and source == true[piece.source])
+            for piece, source in zip(mine[2], found, strict=True)
+        ]
+        jobs = _pending(lists, group.comm.allgather(done))
+        _fill(group, checkpoint, hashes.own, writer, jobs, missing)
+        with group.together():
+            if hashes.own:
+                hashes.own.check_unchanged()
+        with group.together():
+            if writer:
+                writer.finish()
+    finally:
+        if hashes.own:
+            hashes.own.save()
+        if writer:
+            writer.close()
 
 
 def _pending(lists: list[list[Piece]], done: list[list[bool]]) -> dict[str, list[tuple]]:
@@ -80,31 +177,47 @@ def _pending(lists: list[list[Piece]], done: list[list[bool]]) -> dict[str, list
     return {source: jobs_ for source, jobs_ in jobs.items() if jobs_}
 
 
-def _fill(group: Group, checkpoint, writer, jobs: dict[str, list[tuple]], missing) -> None:
+def _fill(group: Group, checkpoint, hashes, writer, jobs: dict[str, list[tuple]], missing) -> None:
     """Bring what is pending from rank 0's checkpoint to the writers of all ranks (collective)."""
     if group.rank != 0:
         if writer:
-            _receive_all(group, writer)
+            receive_all(group, writer)
         return
-    post = _Post(group, writer)
+    post = Post(group, writer)
     total = sum(checkpoint.weight(source).nbytes for source in jobs)
-    with Progress("cutting the checkpoint", total) as bar:
+    with Progress("cutting the checkpoint", total) as bar, ThreadPoolExecutor(1) as hasher:
         for source in jobs:
-            _send_pieces(checkpoint, post, source, jobs[source], bar)
+            digest = hashes.get(source)
+            # A second core takes the hash of a chunk while it is written and sent.
+            taken = _send_pieces(checkpoint, post, source, jobs[source], bar,
+                                 None if digest else hasher)  # fmt: skip
+            if digest is None:
+                digest = taken
+                hashes.put(source, digest)
+            for rank, index, _ in jobs[source]:
+                post.complete(rank, index, digest)
     for rank in range(1, group.size):
         if missing[rank]:
             post.end(rank)
 
 
-def _send_pieces(checkpoint, post, source, jobs, bar) -> None:
-    """Read one tensor in chunks of rows and hand each rank what it owns of each chunk."""
+def _send_pieces(checkpoint, post, source, jobs, bar, hasher: ThreadPoolExecutor | None) -> bytes:
+    """Read one tensor in chunks of rows and hand each rank what it owns of each chunk.
+
+    Returns the hash of the tensor, if there is a hasher.
+    """
     tensor = checkpoint.weight(source)
     count = tensor.shape[0]
     step = max(1, CHUNK // max(tensor.nbytes // count, 1))
     at = [0] * len(jobs)
+    digest, hashing = new_hash(), None
     for start in range(0, count, step):
         stop = min(start + step, count)
         data = checkpoint.read(source, slice(start, stop), None)
+        if hasher:
+            if hashing:
+                hashing.result()
+            hashing = hasher.submit(digest.update, data.reshape(-1).view(np.uint8))
         for job, (rank, index, piece) in enumerate(jobs):
             rows = piece.rows
             part = data[max(rows.start - start, 0) : max(min(rows.stop, stop) - start, 0)]
@@ -115,57 +228,6 @@ def _send_pieces(checkpoint, post, source, jobs, bar) -> None:
                 post.deliver(rank, index, at[job], part)
                 at[job] += part.nbytes
         bar.update(data.nbytes)
-    for rank, index, _ in jobs:
-        post.complete(rank, index)
-
-
-class _Post:
-    """Hand bytes to the rank that owns them: a header (tensor, byte, length), then the bytes."""
-
-    def __init__(self, group: Group, writer: ShardWriter | None):
-        self._comm, self._writer = group.comm, writer
-
-    def deliver(self, rank: int, index: int, at: int, data: np.ndarray) -> None:
-        """Write `data` at byte `at` of a rank's tensor `index`."""
-        if rank == 0:
-            _write(self._writer, index, at, data)
-        else:
-            self._comm.Send(np.array([index, at, data.nbytes], np.int64), dest=rank, tag=TAG)
-            self._comm.Send(data, dest=rank, tag=TAG)
-
-    def complete(self, rank: int, index: int) -> None:
-        """Say that a tensor has come to its end."""
-        if rank == 0:
-            self._writer.complete(index)
-        else:
-            self._comm.Send(np.array([index, 0, 0], np.int64), dest=rank, tag=TAG)
-
-    def end(self, rank: int) -> None:
-        """Say that nothing more will come."""
-        self._comm.Send(np.array([-1, 0, 0], np.int64), dest=rank, tag=TAG)
-
-
-def _receive_all(group: Group, writer: ShardWriter) -> None:
-    header, data = np.empty(3, np.int64), np.empty(0, np.uint8)
-    while True:
-        group.comm.Recv(header, source=0, tag=TAG)
-        index, at, nbytes = (int(value) for value in header)
-        if index < 0:
-            return
-        if nbytes == 0:
-            writer.complete(index)
-            continue
-        if data.nbytes < nbytes:
-            data = np.empty(nbytes, np.uint8)
-        group.comm.Recv(data[:nbytes], source=0, tag=TAG)
-        _write(writer, index, at, data[:nbytes])
-
-
-def _write(writer: ShardWriter, index: int, at: int, data: np.ndarray) -> None:
-    try:
-        writer.write(index, at, data)
-    except OSError as error:
-        raise MachineError(
-            f"writing {writer.partial} failed ({describe(error)}); what is written is kept, and "
-            "the same command goes on from there"
-        ) from error
+    if hashing:
+        hashing.result()
+    return digest.digest()

@@ -12,7 +12,7 @@ from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.tensors import Piece
 
 PAGE = 4096  # what O_DIRECT asks of offsets, lengths and addresses
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: sealed, and with the hash of each tensor's source
 
 
 def shard_name(rank: int, size: int) -> str:
@@ -28,8 +28,19 @@ class Identity:
     partition: str  # JSON of all ranks' shares
     rank: int
     size: int
-    config: str  # JSON
-    version: int = FORMAT_VERSION
+    config: str  # JSON; what changes numbers in it is in the fingerprint
+
+    def difference(self, wanted: Identity) -> str | None:
+        """Return in words what of a shard is not as wanted; None where it will do."""
+        for what, have, want in (
+            ("was cut from a model with fingerprint", self.fingerprint, wanted.fingerprint),
+            ("was cut for a number of ranks of", self.size, wanted.size),
+            ("is the shard of rank", self.rank, wanted.rank),
+            ("was cut by the shares", self.partition, wanted.partition),
+        ):
+            if have != want:
+                return f"{what} {have}, but this run needs {want}"
+        return None
 
 
 @dataclass(frozen=True)

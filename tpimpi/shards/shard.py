@@ -2,49 +2,94 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from tpimpi.checkpoint.fingerprint import HASH_BYTES
 from tpimpi.errors import MachineError, UserError
 from tpimpi.model.encoding import ENCODINGS
+from tpimpi.progress import Progress
 from tpimpi.shards.layout import Identity, StoredTensor
+from tpimpi.shards.seal import MEND, check_seal
 
 WRITTEN = 1 << 32  # added to a CRC-32, so that 0 always means "not written"
-MEND = "run the command again with --split-bin to cut the shards anew"
+_LOCK_SECONDS = 5.0  # a lock that lasts longer is not that of a writer about to close
 
 
-def read_layout(path: Path) -> tuple[Identity, list[StoredTensor], int]:
-    """Return who a shard is for, its tensors in tape order, and the offset of `/checksums`."""
+@dataclass(frozen=True)
+class Layout:
+    """What a shard says of itself: for whom it is, its tensors in tape order, its tables."""
+
+    identity: Identity
+    tensors: list[StoredTensor]
+    checksums: int  # offset of `/checksums`: [n] uint64
+    sources: int  # offset of `/sources`: [n, HASH_BYTES] uint8
+
+    @property
+    def tables(self) -> list[tuple[int, int]]:
+        """The offset and the bytes of both tables."""
+        count = len(self.tensors)
+        return [(self.checksums, 8 * count), (self.sources, HASH_BYTES * count)]
+
+
+def read_layout(path: Path, finished: bool = True) -> Layout:
+    """Return what a shard says of itself, after its seal has been found whole.
+
+    Raises UserError or MachineError.
+    """
+    # A pipe would keep the process waiting for a writer.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        seal = check_seal(fd, path)
+    finally:
+        os.close(fd)
+    if finished and seal.written is None:
+        raise MachineError(f"{path} was not written to its end; {MEND}")
+    return parse(path)
+
+
+def parse(path: Path) -> Layout:
+    """Return what a shard says of itself, where it is known to be whole."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             identity = Identity(
-                version=int(file.attrs["format_version"]),
-                fingerprint=str(file.attrs["fingerprint"]),
-                partition=str(file.attrs["partition"]),
+                fingerprint=_text(file.attrs["fingerprint"]),
+                partition=_text(file.attrs["partition"]),
                 rank=int(file.attrs["rank"]),
                 size=int(file.attrs["size"]),
-                config=str(file.attrs["config"]),
+                config=_text(file.attrs["config"]),
             )
-            stored = []
-            for name in json.loads(file.attrs["tape"]):
-                dataset = file[name]
-                encoding = str(dataset.attrs["encoding"])
-                nbytes = int(np.prod(dataset.shape)) * ENCODINGS[encoding].storage.itemsize
-                offset = dataset.id.get_offset() if nbytes else 0
-                stored.append(StoredTensor(name, encoding, tuple(dataset.shape), offset, nbytes))
-            return identity, stored, file["checksums"].id.get_offset()
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            tensors = [_stored(file, _text(name)) for name in file["tape"][...]]
+            checksums, sources = (file[name].id.get_offset() for name in ("checksums", "sources"))
+            return Layout(identity, tensors, checksums, sources)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         detail = str(error).strip("'\"").splitlines()[0]
-        raise MachineError(f"{path} is damaged or cut short ({detail}); {MEND}") from error
+        raise MachineError(f"{path} is damaged or no shard ({detail}); {MEND}") from error
 
 
-def crc_of(fd: int, tensor: StoredTensor) -> int:
+def _text(value: bytes) -> str:
+    # Of fixed length: HDF5 keeps the lengths of others in a heap that has no checksum.
+    return bytes(value).decode()
+
+
+def _stored(file: h5py.File, name: str) -> StoredTensor:
+    dataset = file[name]
+    encoding = _text(dataset.attrs["encoding"])
+    nbytes = int(np.prod(dataset.shape)) * ENCODINGS[encoding].storage.itemsize
+    offset = dataset.id.get_offset() if nbytes else 0
+    return StoredTensor(name, encoding, tuple(dataset.shape), offset, nbytes)
+
+
+def crc_of(fd: int, tensor: StoredTensor, bar: Progress) -> int:
     """Return the CRC-32 of a tensor's bytes in an open file, -1 if the file ends too early."""
     crc, at, end = 0, tensor.offset, tensor.offset + tensor.nbytes
     while at < end:
@@ -52,17 +97,37 @@ def crc_of(fd: int, tensor: StoredTensor) -> int:
         if not data:
             return -1
         crc, at = zlib.crc32(data, crc), at + len(data)
+        bar.update(len(data))
     return crc
 
 
+def read_tables(fd: int, layout: Layout) -> tuple[np.ndarray, list[bytes]]:
+    """Return each tensor's checksum [n], and the hash of what it was cut from."""
+    count = len(layout.tensors)
+    sums = np.frombuffer(os.pread(fd, 8 * count, layout.checksums), np.uint64)
+    data = os.pread(fd, HASH_BYTES * count, layout.sources)
+    return sums, [data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES)]
+
+
 class Shard:
-    """A finished shard, open for reading: `tensors` in tape order, by name in `[...]`."""
+    """A finished shard, open for reading: `tensors` in tape order, by name in `[...]`.
+
+    `sources` are the hashes of the tensors they were cut from. While it is open nobody removes it
+    from the cache. Raises UserError or MachineError.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.identity, self.tensors, self._checksums = read_layout(path)
+        self.fd = _open_shared(path)
+        try:
+            layout = read_layout(path)
+            self.identity, self.tensors = layout.identity, layout.tensors
+            self._sums, self.sources = read_tables(self.fd, layout)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self._by_name = {t.name: t for t in self.tensors}
-        self.fd = os.open(path, os.O_RDONLY)
+        _mark_used(path)
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._by_name[name]
@@ -75,39 +140,36 @@ class Shard:
         os.close(self.fd)
 
     def check(self, wanted: Identity) -> None:
-        """Refuse a shard made for another model, cut or version, with what differs."""
-        found = self.identity
-        for what, have, want in (
-            ("has format version", found.version, wanted.version),
-            ("was cut from a model with fingerprint", found.fingerprint, wanted.fingerprint),
-            ("was cut for a number of ranks of", found.size, wanted.size),
-            ("is the shard of rank", found.rank, wanted.rank),
-            ("was cut by the shares", found.partition, wanted.partition),
-        ):
-            if have != want:
-                raise UserError(f"{self.path} {what} {have}, but this run needs {want}; {MEND}")
+        """Refuse a shard made for another model or cut, with what differs."""
+        difference = self.identity.difference(wanted)
+        if difference:
+            raise UserError(f"{self.path} {difference}; {MEND}")
 
-    def damaged(self) -> Iterator[tuple[StoredTensor, bool]]:
+    def damaged(self, bar: Progress) -> Iterator[tuple[StoredTensor, bool]]:
         """Recompute every checksum; yield each tensor and whether it is damaged."""
-        sums = np.frombuffer(os.pread(self.fd, 8 * len(self.tensors), self._checksums), np.uint64)
-        for tensor, expected in zip(self.tensors, sums, strict=True):
-            yield tensor, int(expected) != WRITTEN + crc_of(self.fd, tensor)
+        for tensor, expected in zip(self.tensors, self._sums, strict=True):
+            yield tensor, int(expected) != WRITTEN + crc_of(self.fd, tensor, bar)
 
-    def verify(self) -> None:
-        """Recompute every checksum and raise at the first that differs."""
-        for tensor, bad in self.damaged():
-            if bad:
-                raise MachineError(f"{self.path}: the checksum of {tensor.name} is wrong; {MEND}")
-        stamp(self.path)
+    def verify(self, speaks: bool = False) -> None:
+        """Recompute every checksum and raise at the first that differs; tell how far it is."""
+        state = _state(os.fstat(self.fd))
+        total = sum(tensor.nbytes for tensor in self.tensors)
+        with Progress("verifying the shard", total, speaks=speaks) as bar:
+            for tensor, bad in self.damaged(bar):
+                if bad:
+                    raise MachineError(
+                        f"{self.path}: the checksum of {tensor.name} is wrong; {MEND}"
+                    )
+        _stamp(self.path, state)
 
-    def verify_if_touched(self) -> None:
+    def verify_if_touched(self, speaks: bool = False) -> None:
         """Verify a file that changed since its last verification; else trust it."""
         try:
-            known = json.loads(_stamp_path(self.path).read_text())
+            known = json.loads(stamp_path(self.path).read_text())
         except (OSError, ValueError):
             known = None
-        if known != _state(self.path):
-            self.verify()
+        if known != _state(os.fstat(self.fd)):
+            self.verify(speaks)
 
     def widened(self, name: str, rows: slice | None = None) -> np.ndarray:
         """Read a small tensor, or rows of one, as float32 (norms, embedding rows)."""
@@ -124,18 +186,53 @@ class Shard:
         return encoding.widen(np.frombuffer(data, encoding.storage)).reshape(shape)
 
 
-def _state(path: Path) -> list[int]:
-    status = os.stat(path)
+def _open_shared(path: Path) -> int:
+    """Open a shard and keep it from being removed while it is in use."""
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                os.close(fd)
+                raise MachineError(
+                    f"{path} is being written or removed by another tpimpi; run this one again then"
+                ) from error
+        except FileNotFoundError:
+            os.close(fd)
+            raise
+        except OSError:
+            return fd  # this file system has no locks, so it knows no use either
+        os.close(fd)
+        time.sleep(0.05)
+
+
+def _state(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _stamp_path(path: Path) -> Path:
+def stamp_path(path: Path) -> Path:
+    """Return where a shard's verified state is noted; its time tells when it was last used."""
     return path.with_suffix(".verified")
 
 
-def stamp(path: Path) -> None:
-    """Note the state in which a shard was last known to be whole."""
+def stamp(path: Path, fd: int) -> None:
+    """Note the state of an open shard, which is known to be whole now."""
+    _stamp(path, _state(os.fstat(fd)))
+
+
+def _stamp(path: Path, state: list[int]) -> None:
     try:
-        _stamp_path(path).write_text(json.dumps(_state(path)))
+        stamp_path(path).write_text(json.dumps(state))
     except OSError:
         return  # a read-only folder: the shard is verified at each start instead
+
+
+def _mark_used(path: Path) -> None:
+    try:
+        os.utime(stamp_path(path))
+    except OSError:
+        return  # a read-only folder, or a shard from elsewhere that has no stamp yet

@@ -13,6 +13,23 @@ from tpimpi.paths import cache_directory
 from tpimpi.shards.conversion import ensure_shards
 from tpimpi.shards.shard import Shard
 
+SHARDS = "shards"  # the folder in the cache
+
+
+def shards_folder(fingerprint: str, partition: Partition) -> Path:
+    """Return the folder in the cache of the shards of a model cut by `partition`.
+
+    A model is known there by its fingerprint, so that a copied or renamed directory is the same.
+    """
+    return cache_directory() / SHARDS / fingerprint / partition.key
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a file where a folder of shards should be."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; it must be a folder for shards, see --save-dir")
+
 
 class Source:
     """A model directory: config and partition everywhere, checkpoint on rank 0 (collective).
@@ -34,8 +51,8 @@ class Source:
         )
         self.config = ModelConfig.from_json(text)
         self.partition = Partition.of(self.config, [1] * group.size)
-        name = f"{self.config.name}-{fingerprint}"
-        self.folder = Path(save_dir or cache_directory() / name / self.partition.key)
+        self._named = bool(save_dir)
+        self.folder = Path(save_dir or shards_folder(fingerprint, self.partition))
 
     def shard(self, group: Group, again: bool = False) -> tuple[Shard, bool]:
         """Open this rank's shard, cutting the checkpoint where it is missing (collective).
@@ -44,8 +61,8 @@ class Source:
         cut now.
         """
         with group.together():
-            if self.folder.exists() and not self.folder.is_dir():
-                raise UserError(f"--save-dir {self.folder} is a file; it must be a folder")
+            check_folder(self.folder)
         return ensure_shards(
-            group, self.config, self.partition, self.checkpoint, self.folder, again
-        )
+            group, self.config, self.partition, self.checkpoint, self.folder, again,
+            replace=not self._named,
+        )  # fmt: skip

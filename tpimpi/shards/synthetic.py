@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from tpimpi.comm.group import Group
-from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Kind, Piece, pieces
-from tpimpi.paths import cache_directory, free_disk
+from tpimpi.paths import free_disk
 from tpimpi.progress import Progress
 from tpimpi.shards.layout import Identity, shard_name
 from tpimpi.shards.shard import Shard
+from tpimpi.shards.source import check_folder, shards_folder
 from tpimpi.shards.writer import ShardWriter
 
 BLOCK = (1 << 20) - 3  # numbers drawn: a prime, so that no row length falls into step with it
@@ -85,9 +85,7 @@ class SyntheticSource:
         self._pieces = pieces(config, self.partition.ranks[group.rank])
         whole = self._folder(save_dir, False)
         with group.together():
-            for folder in (whole, *whole.parents):
-                if folder.exists() and not folder.is_dir():
-                    raise UserError(f"{folder} is a file; the shards need a folder, see --save-dir")
+            check_folder(whole)
         self.sparse = sparse or not self._fits(group, whole, again)
         self.folder = self._folder(save_dir, self.sparse)
 
@@ -116,8 +114,7 @@ class SyntheticSource:
     def _folder(self, save_dir: str | Path | None, sparse: bool) -> Path:
         if save_dir:
             return Path(save_dir)
-        name = f"{self.config.name}-{self._fingerprint(sparse)}"
-        return cache_directory() / name / self.partition.key
+        return shards_folder(self._fingerprint(sparse), self.partition)
 
     def shard(self, group: Group, again: bool = False) -> tuple[Shard, bool]:
         """Open this rank's shard, writing it where it is missing (collective).
@@ -136,7 +133,7 @@ class SyntheticSource:
             shard = Shard(path)
             shard.check(identity)
             if not self.sparse:  # nothing was written, so there is nothing to verify
-                shard.verify_if_touched()
+                shard.verify_if_touched(speaks=group.rank == 0)
         return shard, any(group.comm.allgather(missing))
 
     def _write(self, path: Path, identity: Identity, progress: bool) -> None:

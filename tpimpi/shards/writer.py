@@ -1,14 +1,14 @@
 """How a shard is written so that nothing can spoil it.
 
-All metadata is created first and the HDF5 file closed; the numbers then go to the datasets' own
-offsets with plain writes. So the file is whole at every moment: a killed conversion leaves a valid
-`.partial` whose `/checksums` tell which tensors are there (0: not yet).
+All metadata is created first, sealed, and the HDF5 file closed; the numbers then go to the
+datasets' own offsets with plain writes. So the file is whole at every moment: a killed conversion
+leaves a valid `.partial` whose `/checksums` tell which tensors are there (0: not yet), and whose
+`/sources` tell of which content they are.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import zlib
 from pathlib import Path
@@ -16,11 +16,16 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tpimpi.errors import MachineError
+from tpimpi.checkpoint.fingerprint import HASH_BYTES
+from tpimpi.errors import MachineError, UserError, describe
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.tensors import Piece
-from tpimpi.shards.layout import PAGE, Identity
-from tpimpi.shards.shard import WRITTEN, crc_of, read_layout, stamp
+from tpimpi.progress import Progress
+from tpimpi.shards.layout import FORMAT_VERSION, PAGE, Identity, StoredTensor
+from tpimpi.shards.seal import write_seal
+from tpimpi.shards.shard import WRITTEN, Layout, crc_of, parse, read_layout, read_tables, stamp
+
+NO_SOURCE = bytes(HASH_BYTES)  # of weights that were cut from no checkpoint
 
 
 def _hdf5_type(encoding: str) -> h5py.h5t.TypeID:
@@ -33,7 +38,27 @@ def _hdf5_type(encoding: str) -> h5py.h5t.TypeID:
     return {"f32": h5py.h5t.IEEE_F32LE, "f16": h5py.h5t.IEEE_F16LE}[encoding]
 
 
-def _create(path: Path, identity: Identity, pieces: list[Piece], encodings: list[str]) -> None:
+def _create(path: Path, identity: Identity, pieces: list[Piece], encodings: list[str]) -> Layout:
+    """Create the file with all that describes it, HDF5's structures before all tensors."""
+    pages = 2 * len(pieces) + 64  # for structures: each takes one, as what is aligned for tensors
+    while True:
+        _create_with(path, identity, pieces, encodings, pages * PAGE)
+        layout = parse(path)
+        if _tensors_lie_together(layout.tensors, path.stat().st_size):
+            return layout
+        pages *= 2
+
+
+def _tensors_lie_together(tensors: list[StoredTensor], size: int) -> bool:
+    stored = sorted((t for t in tensors if t.nbytes), key=lambda t: t.offset)
+    starts = [t.offset for t in stored[1:]] + [size]
+    # Whatever else lay between would begin a page of its own.
+    return all(at - t.offset - t.nbytes < PAGE for t, at in zip(stored, starts, strict=True))
+
+
+def _create_with(
+    path: Path, identity: Identity, pieces: list[Piece], encodings: list[str], structures: int
+) -> None:
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -44,27 +69,30 @@ def _create(path: Path, identity: Identity, pieces: list[Piece], encodings: list
         path,
         "w",
         libver=("v110", "v110"),
+        userblock_size=PAGE,
+        meta_block_size=structures,
         alignment_threshold=1,
         alignment_interval=PAGE,
         locking=False,
     ) as file:
         file.attrs.update(
             {
-                "format_version": identity.version,
-                "fingerprint": identity.fingerprint,
-                "partition": identity.partition,
+                "format_version": FORMAT_VERSION,
+                "fingerprint": np.bytes_(identity.fingerprint),
+                "partition": np.bytes_(identity.partition),
                 "rank": identity.rank,
                 "size": identity.size,
-                "config": identity.config,
-                "tape": json.dumps([piece.name for piece in pieces]),
+                "config": np.bytes_(identity.config),
             }
         )
+        file.create_dataset("tape", data=np.array([piece.name.encode() for piece in pieces]))
         file.create_dataset("checksums", data=np.zeros(len(pieces), np.uint64))
+        file.create_dataset("sources", data=np.zeros((len(pieces), HASH_BYTES), np.uint8))
         for index, (piece, encoding) in enumerate(zip(pieces, encodings, strict=True)):
             space = h5py.h5s.create_simple(piece.shape)
             kind = _hdf5_type(encoding)
             h5py.h5d.create(file.id, piece.name.encode(), kind, space, layout, links)
-            file[piece.name].attrs["encoding"] = encoding
+            file[piece.name].attrs["encoding"] = np.bytes_(encoding)
             file[piece.name].attrs["checksum_index"] = index
 
 
@@ -84,47 +112,80 @@ class ShardWriter:
     ) -> None:
         self.path, self._sparse = path, sparse
         self.partial = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+        self._fd = self._open()
         try:
             self._begin(identity, pieces, encodings)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def _begin(self, identity: Identity, pieces: list[Piece], encodings: list[str]) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MachineError(
-                f"another conversion is writing {self.partial}; wait for it or choose --save-dir"
-            ) from error
-        wanted = [(p.name, e, p.shape) for p, e in zip(pieces, encodings, strict=True)]
-        if not self._resumes(identity, wanted):
+    def _open(self) -> int:
+        """Open the `.partial` and lock it, so that nobody else writes it."""
+        for path in (self.path, self.partial):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is no file; remove it or choose another with --save-dir")
+        while True:
             try:
-                _create(self.partial, identity, pieces, encodings)
-                _, self.tensors, self._checksums = read_layout(self.partial)
-                self._reserve()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
             except OSError as error:
+                raise UserError(
+                    f"{self.path.parent} can't be written to ({describe(error)}); choose another "
+                    "folder with --save-dir"
+                ) from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Who had the lock may have finished, and given the locked file its final name.
+                if os.path.samestat(os.fstat(fd), os.stat(self.partial)):
+                    return fd
+            except BlockingIOError as error:
+                os.close(fd)
+                raise MachineError(
+                    f"another conversion is writing {self.partial}; wait for it or choose "
+                    "--save-dir"
+                ) from error
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _begin(self, identity: Identity, pieces: list[Piece], encodings: list[str]) -> None:
+        wanted = [(p.name, e, p.shape) for p, e in zip(pieces, encodings, strict=True)]
+        layout = self._resumes(identity, wanted)
+        if layout is None:
+            try:
+                layout = _create(self.partial, identity, pieces, encodings)
+                self._reserve(layout.tensors)
+            except (OSError, RuntimeError, MachineError) as error:  # as HDF5 puts it
                 self.partial.unlink()
                 raise self._no_room(pieces, encodings) from error
+        self._layout, self.tensors = layout, layout.tensors
         self._running = [0] * len(self.tensors)
+        self._seal(finished=False)
 
-    def _resumes(self, identity: Identity, wanted: list[tuple]) -> bool:
+    def _resumes(self, identity: Identity, wanted: list[tuple]) -> Layout | None:
         try:
-            found, self.tensors, self._checksums = read_layout(self.partial)
-        except MachineError:
-            return False  # nothing of use was written before it stopped
-        return found == identity and [(t.name, t.encoding, t.shape) for t in self.tensors] == wanted
+            found = read_layout(self.partial, finished=False)
+        except (MachineError, UserError):
+            return None  # nothing of use was written before it stopped
+        have = [(t.name, t.encoding, t.shape) for t in found.tensors]
+        return None if found.identity.difference(identity) or have != wanted else found
 
-    def _reserve(self) -> None:
+    def _reserve(self, tensors: list[StoredTensor]) -> None:
         """Take the whole space from the disk now, so that a full one is noticed at once."""
-        size = max((t.offset + t.nbytes for t in self.tensors), default=0)
+        size = max((t.offset + t.nbytes for t in tensors), default=0)
         size = max(size, os.fstat(self._fd).st_size)
         if hasattr(os, "posix_fallocate") and not self._sparse:
             os.posix_fallocate(self._fd, 0, size)
         else:
             os.ftruncate(self._fd, size)
+
+    def _seal(self, finished: bool) -> None:
+        size = os.fstat(self._fd).st_size
+        first = min((t.offset for t in self.tensors if t.nbytes), default=size)
+        write_seal(self._fd, size, first, self._layout.tables, finished)
 
     def _no_room(self, pieces: list[Piece], encodings: list[str]) -> MachineError:
         size = sum(
@@ -138,13 +199,18 @@ class ShardWriter:
             "another folder with --save-dir"
         )
 
-    def done(self) -> list[bool]:
-        """Tell which tensors are there already; each was read again and its checksum compared."""
-        sums = np.frombuffer(os.pread(self._fd, 8 * len(self.tensors), self._checksums), np.uint64)
-        return [
-            bool(s) and int(s) == WRITTEN + crc_of(self._fd, t)
-            for s, t in zip(sums, self.tensors, strict=True)
-        ]
+    def done(self, speaks: bool = False) -> list[bytes | None]:
+        """Tell of what content the tensors are that are there; None: it isn't there.
+
+        Each was read again and its checksum compared.
+        """
+        sums, sources = read_tables(self._fd, self._layout)
+        there = [t.nbytes for t, s in zip(self.tensors, sums, strict=True) if s]
+        with Progress("checking what is there already", sum(there), speaks=speaks) as bar:
+            return [
+                source if s and int(s) == WRITTEN + crc_of(self._fd, t, bar) else None
+                for s, t, source in zip(sums, self.tensors, sources, strict=True)
+            ]
 
     def write(self, index: int, at: int, data: memoryview | bytes) -> None:
         """Write bytes of tensor `index` at byte `at` of it; a tensor's bytes come in order."""
@@ -154,13 +220,15 @@ class ShardWriter:
             count = os.pwrite(self._fd, view, position)
             view, position = view[count:], position + count
 
-    def complete(self, index: int) -> None:
-        """Record the checksum of a tensor that was written to its end."""
+    def complete(self, index: int, source: bytes = NO_SOURCE) -> None:
+        """Record the checksum of a tensor written to its end, and the hash of what it is from."""
+        os.pwrite(self._fd, source, self._layout.sources + HASH_BYTES * index)
         value = np.uint64(WRITTEN + self._running[index]).tobytes()
-        os.pwrite(self._fd, value, self._checksums + 8 * index)
+        os.pwrite(self._fd, value, self._layout.checksums + 8 * index)
 
     def finish(self) -> None:
         """Make the shard durable and give it its name."""
+        self._seal(finished=True)
         os.fsync(self._fd)
         os.replace(self.partial, self.path)
         folder = os.open(self.path.parent, os.O_RDONLY)
@@ -168,7 +236,7 @@ class ShardWriter:
             os.fsync(folder)
         finally:
             os.close(folder)
-        stamp(self.path)
+        stamp(self.path, self._fd)
 
     def close(self) -> None:
         """Release the file and its lock."""
