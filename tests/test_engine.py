@@ -7,13 +7,16 @@ import pytest
 
 import tpimpi
 from support import open_session
+from tpimpi.engine.kvcache import KVCache, kept_window
 
 DEMO = Path(tpimpi.__file__).parent / "demo"
 
 
 @pytest.mark.parametrize("window", [None, 2])
-def test_bits_do_not_depend_on_chunk_or_company(comm, shared_tmp, window):
-    session, group, config = open_session(comm, DEMO, shared_tmp, window, slots=4)
+@pytest.mark.parametrize("name", ["demo", "mistral_window", "qwen2_window", "qwen3"])
+def test_bits_do_not_depend_on_chunk_or_company(comm, references, shared_tmp, name, window):
+    directory = DEMO if name == "demo" else references / name
+    session, group, config = open_session(comm, directory, shared_tmp, window, slots=4)
     random = np.random.default_rng(1)
     texts = [random.integers(3, config.vocab_size, n).tolist() for n in (33, 7, 70)]
     with session:
@@ -61,3 +64,28 @@ def test_score_is_the_sum_of_log_probabilities(comm, shared_tmp):
             np.testing.assert_allclose(found, expected, rtol=1e-6)
         session.finish()
     group.close()
+
+
+def test_pages_that_no_layer_sees_are_given_back():
+    cache = KVCache(layers=1, kv_heads=1, head_dim=8, slots=2, context=10_000, window=100, chunk=70)
+    pages = cache.keys.shape[1] // 2
+    assert pages == 4  # 168 positions before the last token of a chunk, wherever they begin
+    for start in (*range(0, 9_900, 70), 0, 35):  # at the end the text begins anew
+        positions = np.arange(start, start + 70, dtype=np.int32)
+        for slot in (0, 1):
+            cache.reserve(positions, np.full(70, slot))
+            row = cache.page_table[slot]
+            seen = range(max(start - 99, 0) // 64, (start + 69) // 64 + 1)
+            assert (row[seen.start : seen.stop] >= 0).all() and (row[: seen.start] < 0).all()
+        held = cache.page_table[cache.page_table >= 0]
+        assert len(held) == len(set(held.tolist())) <= 2 * pages
+    cache.release(0)
+    cache.release(1)
+    assert sorted(cache._free) == list(range(2 * pages))
+
+
+def test_all_pages_stay_where_a_layer_sees_them():
+    cache = KVCache(1, 1, 8, 1, 1000, kept_window((None, 5)), 1)
+    for at in range(1000):
+        cache.reserve(np.array([at]), np.array([0]))
+    assert (cache.page_table >= 0).all() and kept_window((7, 5)) == 7

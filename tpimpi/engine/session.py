@@ -92,23 +92,24 @@ def load_session(
     )
     # Spinning would take from readers what the disk's driver and they need of the cores.
     group.patient = any(group.comm.allgather(plan.streamed > 0))
-    tape = model = None
-    with group.together():
-        tape = Tape(shard, names, plan.resident_rows, plan.ring)
-        cache = KVCache(
-            config.num_layers,
-            len(mine.kv_heads),
-            config.head_dim,
-            work.slots,
-            plan.context,
-            kept_window(config.windows),
-            plan.chunk,
-        )
-        logits = min(work.logits, plan.chunk)
-        model = Model(
-            group, config, source.partition, shard, tape, cache, plan.chunk, logits, threads
-        )
-    return Session(group, model, tape, shard, plan, threads)
+    tape = None
+    try:
+        with group.together():
+            tape = Tape(shard, names, plan.resident_rows, plan.ring)
+            cache = KVCache(
+                config.num_layers, len(mine.kv_heads), config.head_dim, work.slots, plan.context,
+                kept_window(config.windows), plan.chunk,
+            )  # fmt: skip
+            logits = min(work.logits, plan.chunk)
+            model = Model(
+                group, config, source.partition, shard, tape, cache, plan.chunk, logits, threads
+            )
+        return Session(group, model, tape, shard, plan, threads)
+    except BaseException:
+        if tape is not None:
+            tape.close()
+        shard.close()
+        raise
 
 
 def plan_memory(group: Group, needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
