@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import sys
@@ -12,16 +13,38 @@ from tpimpi.errors import UserError
 FIRST_BYTE_SECONDS, SILENCE_SECONDS = 10.0, 1.0
 
 
-def read_text(path: str, flag: str) -> str:
-    """Return the UTF-8 text of the file that `flag` names; - is standard input."""
+def read_text(path: str, flag: str, trim: bool = False) -> str:
+    """Return the UTF-8 text of the file that `flag` names; - is standard input.
+
+    Line ends stay as they are, a byte order mark is no text, and with `trim` neither is the
+    newline that editors put at the end of a file.
+    """
     try:
-        if path == "-":
-            return _read_stdin().decode()
-        return Path(path).read_text(encoding="utf-8")
+        data = _read_stdin() if path == "-" else Path(path).read_bytes()
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
     except OSError as error:
         raise UserError(f"{flag} {path} can't be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{flag} {path} is no UTF-8 text ({error.reason})") from error
+        raise UserError(
+            f"{flag} {path} is no UTF-8 text ({error.reason} at byte {error.start}); convert it"
+        ) from error
+    if trim and text.endswith("\n"):
+        text = text[: -2 if text.endswith("\r\n") else -1]
+    return text
+
+
+def check_text(text: str, flag: str) -> None:
+    """Refuse the value of `flag` where the bytes on the command line were no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # Python keeps such a byte as a lone surrogate, U+DC00 higher.
+        code = ord(text[error.start])
+        what = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"U+{code:04X}"
+        raise UserError(
+            f"{flag} is no UTF-8 text ({what} after {error.start} characters); set the terminal to "
+            "UTF-8, or give the text in a file"
+        ) from error
 
 
 def _read_stdin() -> bytes:
