@@ -10,6 +10,11 @@ import tpimpi
 DEMO = Path(tpimpi.__file__).parent / "demo"
 TPIMPI = [sys.executable, "-m", "tpimpi"]
 
+# What the demo model says greedily; to be changed only with its weights.
+GREEDY = (
+    "\nIf I have been a pair of a brave-place,\nAnd, I am a brave a brave-blawful wife,\nAnd I am a"
+)
+
 
 def run(mpirun, ranks, *arguments, stdin=None, folder=None, seconds=120):
     """Run tpimpi; `ranks` 0 is without a launcher. Returns the finished process."""

@@ -2,16 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import tpimpi
-from program import DEMO, output, run
+from program import DEMO, GREEDY, output, run
 
-# What the demo model says greedily; to be changed only with its weights.
-GREEDY = (
-    "\nIf I have been a pair of a brave-place,\nAnd, I am a brave a brave-blawful wife,\nAnd I am a"
-)
 TEXT = (
     """\
 First Citizen:
@@ -135,3 +134,23 @@ def test_help_and_version(mpirun):
 def test_no_half_characters_in_the_output(mpirun):
     flags = ["-p", "é😀", "-n", 60, "--temp", 3, "--top-p", 1, "--seed", 3, "--ignore-eos"]
     output(run(mpirun, 2, "generate", "--model", DEMO, *flags))  # decoding would raise
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_the_script_of_the_api_page(mpirun, tmp_path, ranks):
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    script = tmp_path / "script.py"
+    script.write_text(page.split("```python\n")[1].split("```")[0])
+    launcher = [*mpirun, "-np", str(ranks)] if ranks else []
+    process = subprocess.run(
+        [*launcher, sys.executable, str(script), str(DEMO)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    lines = output(process).split("\n")
+    assert process.stdout.startswith(GREEDY[:40]) and len(script.read_text().splitlines()) <= 12
+    assert lines[-2].endswith("nats a token") and process.stdout.count("(length)") == 2
+
+
+def test_importing_initializes_nothing():
+    code = "import sys, tpimpi; print({'mpi4py', 'numba', 'numpy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -105,7 +105,7 @@ def test_the_plan_is_the_account_of_the_run(mpirun, deep, cache, tmp_path):
     assert found["launched"] and [r["rank"] for r in found["ranks"]] == [0, 1, 2]
     _, figures, _ = generate(mpirun, deep, cache, 3, "--memory-budget", f"{budget}MiB")
     for planned, ran in zip(found["ranks"], figures, strict=True):
-        parts = ("process", "kv", "activations", "margin", "ring", "resident")
+        parts = ("process", "tokenizer", "kv", "activations", "margin", "ring", "resident")
         assert sum(planned[part] for part in parts) == planned["total"] <= budget * MIB
         weights = planned["resident"] + planned["streamed"]
         assert weights == ran["resident_bytes"] + ran["streamed_bytes_per_pass"]

@@ -31,7 +31,7 @@ def tape(shapes):
 def needs(tensors, **more):
     given = {
         "process": 100 * MIB, "tokenizer": 3 * MIB,
-        "peak": 110 * MIB, "fixed": MIB, "per_token": 50_000,
+        "peak": 110 * MIB, "fixed": MIB, "per_token": 50_000, "per_logits": 0, "logits": 1,
         "kv_page": MIB, "page_tokens": 64, "window": None, "tensors": tensors,
         "blocks": tuple(t.nbytes for t in tensors),
     }  # fmt: skip

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from tpimpi.commands import flags
-from tpimpi.commands.files import check_folder, read_text
+from tpimpi.commands.files import check_folder, check_text, read_text
+from tpimpi.console import say
+from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
+from tpimpi.units import size
 
 SUMMARY = "write text after a prompt"
 
@@ -24,19 +27,12 @@ class Options:
     save_dir: str | None
     again: bool
     memory: MemoryRequest
-    prompt: str | None
+    prompt: str | None  # None: of a file
     prompt_file: str | None
     prefix: str
     no_bos: bool
-    length: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    seed: int
-    stop: tuple[str, ...]
-    ignore_eos: bool
+    settings: GenerationSettings
+    echo: bool
     report: str | None
     json: bool
 
@@ -47,9 +43,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_argument_group("prompt")
     source = prompt.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", "-p", metavar="TEXT", help="the text to go on from")
-    source.add_argument("--prompt-file", metavar="FILE", help="read it from a file; - is stdin")
+    source.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="read it from a file, without the newline at its end; - is stdin",
+    )
     prompt.add_argument("--prefix", default="", metavar="TEXT", help="text put before the prompt")
     prompt.add_argument("--no-bos", action="store_true", help="don't begin with the BOS token")
+    prompt.add_argument(
+        "--escape", "-e", action="store_true",
+        help=r"read \n, \t, \\ and \u00e9 in --prompt, --prefix and --stop as in JSON",
+    )  # fmt: skip
+    prompt.add_argument("--no-echo", action="store_true", help="don't print the prompt again")
     choice = parser.add_argument_group("choosing tokens")
     choice.add_argument(
         "--length", "-n", "--max-new-tokens", type=flags.number(int, 1), default=20, metavar="N",
@@ -72,8 +77,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             *names, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
         )
     choice.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before it; repeatable"
-    )
+        "--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text, or at this special token; repeatable",
+    )  # fmt: skip
+    choice.add_argument(
+        "--stop-id", action="append", default=[], type=flags.number(int, 0), metavar="ID",
+        help="end at the token with this id; repeatable",
+    )  # fmt: skip
     choice.add_argument("--ignore-eos", action="store_true", help="go on after an end token")
     flags.add_shards(parser)
     flags.add_memory(parser)
@@ -83,139 +93,117 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
-    return Options(
-        args.model, args.save_dir, args.split_bin, flags.memory_request(args), args.prompt,
-        args.prompt_file, args.prefix, args.no_bos, args.length, args.temperature, args.top_k,
-        args.top_p, args.min_p, args.repeat_penalty, args.seed, tuple(args.stop), args.ignore_eos,
-        args.report, args.output == "json",
+    texts = {"--prompt": args.prompt, "--prefix": args.prefix}
+    texts |= {f"--stop {stop!r}": stop for stop in args.stop}
+    for flag, text in texts.items():
+        if text is not None:
+            check_text(text, flag)
+            texts[flag] = _unescaped(text, flag) if args.escape else text
+    prompt, prefix, *stops = texts.values()
+    settings = GenerationSettings(
+        args.length,
+        SamplingSettings(
+            args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed
+        ),
+        tuple(stops), tuple(args.stop_id), args.ignore_eos,
     )  # fmt: skip
+    return Options(
+        args.model, args.save_dir, args.split_bin, flags.memory_request(args), prompt,
+        args.prompt_file, prefix, args.no_bos, settings, not args.no_echo, args.report,
+        args.output == "json",
+    )  # fmt: skip
+
+
+def _unescaped(text: str, flag: str) -> str:
+    """Return a text with its escapes read as in a JSON string. Raises UserError."""
+    quoted = re.sub(r'(?<!\\)((?:\\\\)*)"', r"\1\"", text)  # quotes need no escape here
+    try:
+        return json.loads(f'"{quoted}"', strict=False)
+    except ValueError as error:
+        raise UserError(
+            f"{flag} has an escape that is not one ({error}); write a backslash as \\\\, or leave "
+            "--escape out"
+        ) from None
 
 
 def run(options: Options, group, threads: int) -> None:
     """Generate text after the prompt (collective)."""
-    from tpimpi.checkpoint.tokenizer import load_tokenizer
+    from tpimpi.checkpoint.chat import chat_template_of
     from tpimpi.commands import report
     from tpimpi.engine.figures import summary
-    from tpimpi.engine.sampler import Sampler, SamplingSettings
-    from tpimpi.engine.session import load
+    from tpimpi.engine.llm import OpenModel
     from tpimpi.memory.account import Work
-    from tpimpi.shards.source import Source
 
     begin = time.perf_counter()
-    source, tokenizer, ids = Source(group, options.model, options.save_dir), None, []
+    model = OpenModel(group, options.model, options.save_dir)
+    most, prompt, ids = model.config.max_positions, "", []
     with group.together():
         if group.rank == 0:
-            tokenizer = load_tokenizer(options.model, source.config)
-            ids = _prompt_ids(options, source.config, tokenizer)
             if options.report:
                 check_folder(options.report, "--report")
-    shard, _ = source.shard(group, options.again)
-    prompt = group.comm.bcast(len(ids))
-    context = min(prompt + options.length, source.config.max_positions)
-    session = load(group, source, shard, options.memory, Work(prompt, context), threads)
-    result: dict = {}
-    with session:
+            prompt = options.prompt
+            if prompt is None:
+                prompt = read_text(options.prompt_file, "--prompt-file", trim=True)
+            prompt = options.prefix + prompt
+            ids = model.prompt_ids(prompt, not options.no_bos)
+            if chat_template_of(options.model):
+                say(
+                    f"{model.config.name} is a chat model, and its template is not used: it goes "
+                    "on from the prompt as it is, and may end at once"
+                )
+    length = options.settings.max_new_tokens
+    prompt_tokens = group.comm.bcast(len(ids))
+    work = Work(prompt_tokens, min(prompt_tokens + length, most))
+    with model.load(options.memory, work, threads, options.again) as llm:
         if group.rank == 0:
-            settings = SamplingSettings(
-                options.temperature, options.top_k, options.top_p, options.min_p,
-                options.repeat_penalty, options.seed,
-            )  # fmt: skip
-            length = min(options.length, session.plan.context - len(ids))
-            _say_memory(session.plan)
-            _say_length(options.length, length, session.plan.context, source.config.max_positions)
-            result = _write_text(options, source.config, session.engine, tokenizer, ids,
-                                 Sampler(settings), length)  # fmt: skip
-        figures = session.finish()
-    if group.rank == 0:
-        content = summary(figures, len(ids), len(result["generated_ids"]),
-                                   result.pop("first"), result.pop("total"))  # fmt: skip
-        content["launch_to_end_seconds"] = time.perf_counter() - begin
-        if options.report:
-            report.write(options.report, content, figures)
-        if options.json:
-            print(json.dumps({"prompt_ids": ids} | result | {"figures": content}), flush=True)
-        else:
-            print(report.line(content, figures), file=sys.stderr, flush=True)
+            _say_memory(llm.plan)
+            _say_length(length, llm.plan.context - prompt_tokens, llm.plan.context, most)
+        completion = _write(options, llm, ids, prompt, group.rank == 0)
+        figures = llm.figures()
+    if group.rank != 0:
+        return
+    content = summary(figures, len(ids), len(completion.ids), completion.first_token_seconds,
+                      completion.seconds)  # fmt: skip
+    content["launch_to_end_seconds"] = time.perf_counter() - begin
+    if options.report:
+        report.write(options.report, content, figures)
+    if options.json:
+        found = asdict(completion)
+        found = {"prompt_ids": found["prompt_ids"], "generated_ids": found["ids"],
+                 "text": found["text"], "finish_reason": found["finish_reason"]}  # fmt: skip
+        print(json.dumps(found | {"figures": content}), flush=True)
+    else:
+        say(report.line(content, figures))
 
 
-def _prompt_ids(options: Options, config, tokenizer) -> list[int]:
-    text = options.prompt
-    if text is None:
-        text = read_text(options.prompt_file, "--prompt-file")
-    text = options.prefix + text
-    if not text:
-        raise UserError("the prompt is empty; give some text with --prompt or --prompt-file")
-    ids = tokenizer.encode(text, add_bos=not options.no_bos)
-    if not ids:
-        raise UserError("the prompt has no tokens; give some more text")
-    if max(ids) >= config.vocab_size:
-        raise UserError(
-            f"the tokenizer gives id {max(ids)}, but the model's vocabulary has "
-            f"{config.vocab_size} tokens; they are of different models"
-        )
-    if len(ids) >= config.max_positions:
-        raise UserError(
-            f"the prompt has {len(ids)} tokens and the model's context {config.max_positions}; "
-            "shorten it so that something can follow"
-        )
-    return ids
+def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
+    """Show the text as it is made; return what was made (rank 0)."""
+    show = speaks and not options.json
+    if show and options.echo and options.prompt is not None:
+        print(prompt, end="", flush=True)
+    stream = llm.stream(ids if speaks else "", options.settings)
+    for piece in stream:
+        if show:
+            print(piece, end="", flush=True)
+    if show:
+        print(flush=True)
+    completion = stream.completion
+    if completion and len(completion.ids) == 1 and completion.finish_reason == "stop":
+        say(f"the model ended at once, with token {completion.ids[0]}; --ignore-eos goes on")
+    return completion
 
 
 def _say_memory(plan) -> None:
     """Tell how much of the weights stays in memory where not all of it does."""
     if plan.streamed:
-        print(
-            f"tpimpi: {plan.resident / 2**20:.0f} of {(plan.resident + plan.streamed) / 2**20:.0f} "
-            "MiB of rank 0's weights stay in memory, the others stream from disk for each token "
-            "(`tpimpi plan` tells more)",
-            file=sys.stderr,
+        say(
+            f"{size(plan.resident)} of {size(plan.resident + plan.streamed)} of rank 0's weights "
+            "stay in memory, the others stream from disk for each token (`tpimpi plan` tells more)"
         )
 
 
-def _say_length(wanted: int, length: int, context: int, most: int) -> None:
+def _say_length(wanted: int, room: int, context: int, most: int) -> None:
     """Warn where the text will end before the tokens that were asked for."""
-    if length < wanted:
+    if room < wanted:
         why = "" if context == most else ", which is what the memory budget allows,"
-        print(
-            f"tpimpi: the context of {context} tokens{why} leaves room for {length} new tokens "
-            f"of {wanted}",
-            file=sys.stderr,
-        )
-
-
-def _write_text(options: Options, config, engine, tokenizer, ids, sampler, length) -> dict:
-    """Generate on rank 0, showing the text as it is made."""
-    from tpimpi.checkpoint.tokenizer import TextStream
-
-    show = not options.json
-    stream = TextStream(tokenizer, ids, options.stop)
-    eos = () if options.ignore_eos else config.eos_token_ids
-    start, first, reason = time.perf_counter(), 0.0, "length"
-    generated: list[int] = []
-    parts: list[str] = []
-
-    def emit(text: str) -> None:
-        parts.append(text)
-        if show and text:
-            print(text, end="", flush=True)
-
-    if show:
-        shown = "" if options.prompt is None else options.prefix + options.prompt
-        print(shown, end="", flush=True)
-    for token in engine.generate(ids, sampler, length, eos):
-        first = first or time.perf_counter() - start
-        generated.append(token)
-        if token in eos:
-            reason = "stop"
-            break
-        emit(stream.push(token))
-        if stream.stopped:
-            break
-    emit(stream.finish())
-    if stream.stopped:
-        reason = "stop"
-    if show:
-        print(flush=True)
-    total = time.perf_counter() - start
-    return {"generated_ids": generated, "text": "".join(parts), "finish_reason": reason,
-            "first": first, "total": total}  # fmt: skip
+        say(f"the context of {context} tokens{why} leaves room for {room} new tokens of {wanted}")

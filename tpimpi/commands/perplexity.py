@@ -12,9 +12,9 @@ from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, read_text
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
+from tpimpi.progress import Progress
 
 SUMMARY = "score a text"
-LOGITS_BYTES = 32 << 20  # of rank 0, for the logits of one pass
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,16 @@ def options(args: argparse.Namespace) -> Options:
 
 def run(options: Options, group, threads: int) -> None:
     """Score the text (collective)."""
-    import numpy as np
-
-    from tpimpi.checkpoint.tokenizer import load_tokenizer
     from tpimpi.commands import report
     from tpimpi.engine.figures import summary
-    from tpimpi.engine.session import load
+    from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
     from tpimpi.memory.account import Work
-    from tpimpi.shards.source import Source
 
-    source, ids, window = Source(group, options.model, options.save_dir), [], 0
-    config = source.config
+    model = OpenModel(group, options.model, options.save_dir)
+    config, ids, window = model.config, [], 0
     with group.together():
         if group.rank == 0:
-            tokenizer = load_tokenizer(options.model, config)
-            ids = tokenizer.encode(read_text(options.file, "--file"), add_bos=False)
+            ids = model.tokenizer.encode(read_text(options.file, "--file"), add_bos=False)
             if len(ids) < 2:
                 raise UserError(
                     f"{options.file} has {len(ids)} tokens; give a longer text to score"
@@ -82,29 +77,24 @@ def run(options: Options, group, threads: int) -> None:
             raise UserError(
                 f"--window {window} is longer than the model's context of {config.max_positions}"
             )
-    shard, _ = source.shard(group, options.again)
     rows = max(1, LOGITS_BYTES // (4 * config.vocab_size))  # logits of all tokens are asked for
     work = Work(window - 1, window, longest_chunk=rows, logits=rows)
-    session = load(group, source, shard, options.memory, work, threads)
-    losses, start = [], time.perf_counter()
-    with session:
-        if group.rank == 0:
-            bos = [config.bos_token_id] if config.bos_token_id is not None else []
-            step = window - len(bos)
-            for at in range(0, len(ids), step):
-                part = bos + ids[at : at + step]
-                if len(part) > 1:
-                    losses.append(session.engine.score(part))
-        figures = session.finish()
+    with model.load(options.memory, work, threads, options.again) as llm:
+        start = time.perf_counter()
+        with Progress("scoring", len(ids), "tokens", speaks=group.rank == 0) as progress:
+            score = llm.score(ids, window, progress.update)
+        figures = llm.figures()
     if group.rank != 0:
         return
-    total, count = float(np.sum(np.concatenate(losses))), sum(len(part) for part in losses)
-    value = math.exp(total / count)
-    content = summary(figures, count, 0, 0.0, time.perf_counter() - start)
+    value = math.exp(score.nll / score.tokens)
+    content = summary(figures, score.tokens, 0, 0.0, time.perf_counter() - start)
     if options.report:
         report.write(options.report, content, figures)
     if options.json:
-        print(json.dumps({"perplexity": value, "tokens": count, "nll": total, "window": window,
-                          "figures": content}))  # fmt: skip
+        print(json.dumps({"perplexity": value, "tokens": score.tokens, "nll": score.nll,
+                          "window": window, "figures": content}))  # fmt: skip
     else:
-        print(f"perplexity {value:.4f} over {count} tokens ({total:.2f} nats, windows of {window})")
+        print(
+            f"perplexity {value:.4f} over {score.tokens} tokens ({score.nll:.2f} nats, windows of "
+            f"{window})"
+        )

@@ -69,7 +69,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.model.tensors import pieces
     from tpimpi.shards.layout import tape_layout
 
-    config, encoding_of, folder = _model(options, group)
+    config, encoding_of, folder, tokenizer = _model(options, group)
     ranks = options.ranks or group.size
     if group.size not in (1, ranks):
         with group.together():
@@ -83,7 +83,9 @@ def run(options: Options, group, threads: int) -> None:
     encodings = {tensor.encoding for tape in tapes for tensor in tape.values()}
     warm_up(group.node, encodings, threads)
     group.warm_up()
-    plans, requests = _plans(group, config, partition, tapes, options.memory, work, threads)
+    plans, requests = _plans(
+        group, config, partition, tapes, options.memory, work, threads, tokenizer
+    )
     rates = group.comm.gather(read_rates(group, folder, threads))  # last: it takes memory itself
     repeats = limits.allreduce_seconds(group, 1, config.hidden_size, 5)
     if group.rank != 0:
@@ -100,7 +102,9 @@ def run(options: Options, group, threads: int) -> None:
     print(json.dumps(found) if options.json else _table(found))
 
 
-def _plans(group, config, partition, tapes, request: MemoryRequest, work, threads: int):
+def _plans(
+    group, config, partition, tapes, request: MemoryRequest, work, threads: int, tokenizer: int
+):  # fmt: skip
     """Return the plans and requests of all ranks: those that run, or as if each ran here alone.
 
     Collective.
@@ -116,7 +120,7 @@ def _plans(group, config, partition, tapes, request: MemoryRequest, work, thread
                 continue
             host = group.host if group.size > 1 else f"device {cut.rank}"
             budget = request.budgets.of(cut.rank, len(tapes), host)
-            needs = needs_of(config, cut, tape, work, threads)
+            needs = needs_of(config, cut, tape, work, threads, tokenizer)
             mine.append(RankRequest(cut.rank, host, budget, needs, free_memory()))
     requests = [r for some in group.comm.allgather(mine) for r in some]
     with group.together():
@@ -125,20 +129,21 @@ def _plans(group, config, partition, tapes, request: MemoryRequest, work, thread
 
 
 def _model(options: Options, group):
-    """Return the config, the encoding of each tensor by its source, and a folder on the disk."""
+    """Return config, encodings by source, the shards' folder, and the tokenizer's bytes."""
+    from tpimpi.engine.llm import OpenModel
     from tpimpi.model.shapes import shape_config
-    from tpimpi.shards.source import Source
 
     if options.shape:
         with group.together():
             config = shape_config(options.shape, options.layers)
         folder = Path(options.save_dir or cache_directory())
-        return config, lambda source: options.dtype or "bf16", folder
-    source, found = Source(group, options.model, options.save_dir), None
+        return config, lambda source: options.dtype or "bf16", folder, 0
+    model, found = OpenModel(group, options.model, options.save_dir), None
+    source = model.source
     if source.checkpoint:
         found = {name: tensor.encoding for name, tensor in source.checkpoint.tensors.items()}
     encodings = group.comm.bcast(found)
-    return source.config, encodings.__getitem__, source.folder
+    return source.config, encodings.__getitem__, source.folder, model.tokenizer_bytes
 
 
 def _row(r, found, rates, work) -> dict:
@@ -153,7 +158,8 @@ def _row(r, found, rates, work) -> dict:
 
 
 _COLUMNS = (
-    ("budget", "budget"), ("process", "process"), ("KV pages", "kv"), ("buffers", "activations"),
+    ("budget", "budget"), ("process", "process"), ("tokenizer", "tokenizer"),
+    ("KV pages", "kv"), ("buffers", "activations"),
     ("margin", "margin"), ("ring", "ring"), ("resident", "resident"), ("total", "total"),
     ("streamed", "streamed"),
 )  # fmt: skip

@@ -1,58 +1,16 @@
-"""One text after a prompt: what is asked for, how it is made on rank 0, what came of it."""
+"""One text after a prompt: how it is made on rank 0, and what came of it."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
-from tpimpi.checkpoint.tokenizer import TextStream, Tokenizer, check_stops
+from tpimpi.checkpoint.text_stream import TextStream
+from tpimpi.checkpoint.tokenizer import Tokenizer
 from tpimpi.engine.engine import Engine
-from tpimpi.engine.sampler import Sampler, SamplingSettings
-from tpimpi.errors import UserError
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How to go on from a prompt, and where to end. Raises UserError for what makes no sense."""
-
-    max_new_tokens: int = 20
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stop: tuple[str, ...] = ()  # texts to end before, or special tokens
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        s = self.sampling
-        for name, value, low, high in (
-            ("max_new_tokens", self.max_new_tokens, 1, math.inf),
-            ("temperature", s.temperature, 0, math.inf), ("top_k", s.top_k, 0, math.inf),
-            ("top_p", s.top_p, 0, 1), ("min_p", s.min_p, 0, 1),
-            ("repeat_penalty", s.repeat_penalty, 1e-3, math.inf), ("seed", s.seed, 0, math.inf),
-        ):  # fmt: skip
-            if not isinstance(value, int | float) or not low <= value <= high:
-                limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise UserError(f"{name} is {value!r}, but must be {limits}")
-        check_stops(self.stop)
-
-    @classmethod
-    def of(cls, **choices) -> GenerationSettings:
-        """Return settings from the names of this class's and SamplingSettings' fields."""
-        own = {f.name for f in fields(cls)} - {"sampling"}
-        sampling = {f.name for f in fields(SamplingSettings)}
-        for name in choices:
-            if name not in own | sampling:
-                known = ", ".join(sorted(own | sampling))
-                raise UserError(f"there is no choice {name!r}; known are {known}")
-        for name in ("stop", "stop_ids"):
-            if name in choices:
-                value = choices[name]
-                choices[name] = (value,) if isinstance(value, str | int) else tuple(value)
-        return cls(
-            sampling=SamplingSettings(**{n: v for n, v in choices.items() if n in sampling}),
-            **{n: v for n, v in choices.items() if n in own},
-        )
+from tpimpi.engine.sampler import Sampler
+from tpimpi.engine.settings import GenerationSettings
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A model on all ranks, for text: `load` and what it returns. All methods are collective.
+"""A model on all ranks, for text: what `tpimpi.load` returns. All methods are collective.
 
 Every rank makes the same calls, as MPI programs do. Rank 0's prompts count, and rank 0 gets the
 text; the other ranks compute their part and get nothing.
@@ -13,14 +13,17 @@ from pathlib import Path
 from tpimpi.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from tpimpi.comm.group import Group
 from tpimpi.engine import figures
-from tpimpi.engine.generation import Completion, Generation, GenerationSettings
+from tpimpi.engine.generation import Completion, Generation
 from tpimpi.engine.session import Session, load_session
+from tpimpi.engine.settings import GenerationSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.account import MemoryPlan, Work
 from tpimpi.memory.process import resident_bytes
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.model.config import ModelConfig
 from tpimpi.shards.source import Source
+
+LOGITS_BYTES = 32 << 20  # of rank 0, for the logits of one pass that scores
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ class OpenModel:
 class LLM:
     """A running model. In `with` it is left on all ranks together."""
 
-    def __init__(self, model: OpenModel, session: Session, on_close: Callable = lambda: None):
-        self._model, self._session, self._on_close = model, session, on_close
-        self._group, self._stream = model.group, None
+    def __init__(self, model: OpenModel, session: Session):
+        self._model, self._session = model, session
+        self._group, self._stream, self._closed = model.group, None, False
+        self.on_close: Callable[[], None] = lambda: None  # after all ranks have closed it
 
     @property
     def config(self) -> ModelConfig:
@@ -99,12 +103,18 @@ class LLM:
         self.close(kind is None or getattr(error, "agreed", False))
 
     def close(self, together: bool = True) -> None:
-        """Give all memory back; `together`: whether all ranks call it, and so part from MPI too."""
+        """Give all memory back; `together`: whether all ranks call it, and so part from MPI too.
+
+        Once is enough; another time does nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
         if together:
             self._end_stream()
         self._session.close()
         if together:
-            self._on_close()
+            self.on_close()
 
     def stream(
         self, prompt: str | Sequence[int], settings: GenerationSettings | None = None,

@@ -39,15 +39,14 @@ def needs_of(
         matmul.scratch_floats(work.prompt, columns, threads),
         *(attention.scratch_floats(tokens, *shape) for tokens in (1, work.prompt)),
     )
-    rows = max(work.logits, 1)
     one = buffer_bytes(config, mine, 1, 1)
+    per_token = buffer_bytes(config, mine, 2, 1) - one
     per_logits = buffer_bytes(config, mine, 1, 2) - one
-    # As many rows of logits as tokens may be asked for, up to a limit: a chunk's share of them.
-    per_token = buffer_bytes(config, mine, 2, 1) - one + (per_logits if rows > 1 else 0)
     return Needs(
         process=resident_bytes() - tokenizer, tokenizer=tokenizer if mine.rank == 0 else 0,
         peak=peak_bytes(),
-        fixed=small + sampling + per_logits + scratch, per_token=per_token,
+        fixed=small + sampling + scratch, per_token=per_token, per_logits=per_logits,
+        logits=max(work.logits, 1),
         kv_page=page_bytes(config.num_layers, kv_heads, config.head_dim),
         page_tokens=PAGE_TOKENS, window=kept_window(config.windows), tensors=tuple(tape.values()),
         blocks=tuple(blocks[b] for b in sorted(blocks)),

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from tpimpi.engine.settings import SamplingSettings
 from tpimpi.errors import MachineError
 
 _SMALLEST = np.finfo(np.float64).tiny  # below it numbers lose digits and their inverses overflow
 _ROUNDING = 1e-9  # more than the rounding of a sum over a million probabilities
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to choose. Temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalty 1 are off.
-
-    A temperature so near to 0 that the best score divided by it overflows is greedy, too: every
-    lower score has a probability of 0 then.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.9
-    min_p: float = 0.0
-    repeat_penalty: float = 1.0
-    seed: int = 42
 
 
 class Sampler:

@@ -46,8 +46,10 @@ class Needs:
     process: int  # resident now: interpreter, libraries, kernels
     tokenizer: int  # on rank 0: its vocabulary, loaded
     peak: int  # the most that was resident so far
-    fixed: int  # norms, logits, sampling
+    fixed: int  # norms, sampling, scratch
     per_token: int  # activations of one token of a chunk
+    per_logits: int  # a row of logits
+    logits: int  # rows of logits that a pass may ask for, at most one a token
     kv_page: int  # a page of all layers
     page_tokens: int
     window: int | None  # positions that must be kept, where no layer sees more
@@ -72,11 +74,14 @@ class Needs:
         """Return the bytes of the pages for `slots` contexts."""
         return slots * self.pages(context, chunk) * self.kv_page
 
+    def activations(self, chunk: int) -> int:
+        """Return the bytes of the buffers for passes of `chunk` tokens."""
+        return self.fixed + chunk * self.per_token + min(chunk, self.logits) * self.per_logits
+
     def besides_weights(self, chunk: int, context: int, slots: int) -> int:
         """Return the bytes of everything but weights and their ring."""
         return (
-            self.resident + MARGIN_BYTES + self.fixed
-            + chunk * self.per_token + self.kv(context, slots, chunk)
+            self.resident + MARGIN_BYTES + self.activations(chunk) + self.kv(context, slots, chunk)
         )  # fmt: skip
 
     def smallest_ring(self) -> int:

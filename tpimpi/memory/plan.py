@@ -94,7 +94,7 @@ def _refuse_small(r: RankRequest, budget: int, work: Work, chunk: int) -> None:
     would_do = -(-(smallest + SLACK_BYTES) // 2**20)  # MiB
     context = work.smallest_context
     pages = needs.kv(context, work.slots, chunk)
-    buffers = needs.fixed + MARGIN_BYTES + chunk * needs.per_token
+    buffers = needs.activations(chunk) + MARGIN_BYTES
     why = (
         f"the process {needs.process / 2**20:.0f}, the tokenizer "
         f"{needs.tokenizer / 2**20:.0f}, keys and values "
@@ -165,7 +165,7 @@ def _plan(needs, budget, work, chunk, context, rows, ring) -> MemoryPlan:
     return MemoryPlan(
         budget=budget, peak=needs.peak, process=needs.process, tokenizer=needs.tokenizer,
         kv=needs.kv(context, work.slots, chunk),
-        activations=needs.fixed + chunk * needs.per_token, margin=MARGIN_BYTES, ring=ring,
+        activations=needs.activations(chunk), margin=MARGIN_BYTES, ring=ring,
         resident=resident, streamed=needs.weights - resident, chunk=chunk, context=context,
         resident_rows=rows,
     )  # fmt: skip

@@ -1,0 +1,72 @@
+"""`tpimpi.load`: from a model directory to a running model, under mpirun or alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tpimpi import launch
+from tpimpi.errors import UserError
+from tpimpi.memory.request import Budgets, MemoryRequest
+
+CONTEXT = 4096  # tokens that memory is planned for, where nothing is said
+
+
+def load(
+    model: str | Path, comm=None, memory_budget: str | int = "auto",
+    memory_window: int | None = None, keep_all: bool = False, context: int | None = None,
+    prompt_chunk: int | None = None, threads: int | None = None,
+    save_dir: str | Path | None = None, split_again: bool = False,
+):  # fmt: skip
+    """Return a running model on all ranks of `comm`, an LLM (collective).
+
+    `comm` is a communicator of mpi4py, of which a duplicate is used; None: COMM_WORLD, which is
+    then initialized if it was not. `memory_budget` is what each rank's process may take, as
+    --memory-budget says it; in its place `memory_window` blocks or `keep_all` weights are in
+    memory. `context` is how many tokens prompt and text may have together (None: 4096, or the
+    model's if that is shorter, or what the budget allows). `threads` are those of each rank (None:
+    cores / ranks on the node). Shards lie in `save_dir` (None: the cache); `split_again` cuts them
+    anew. Raises UserError and MachineError, on all ranks alike where the error is foreseen.
+    """
+    threads = launch.prepare(threads)
+    if comm is None:
+        comm = launch.world()
+    from tpimpi.comm.group import Group
+    from tpimpi.comm.versions import agree_on_code
+    from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
+    from tpimpi.memory.account import Work
+
+    group = Group(comm)
+    try:
+        request = None
+        with group.together():
+            request = _request(memory_budget, memory_window, keep_all, prompt_chunk)
+        agree_on_code(group)
+        opened = OpenModel(group, model, save_dir)
+        most = opened.config.max_positions
+        with group.together():
+            if context is not None and not 2 <= context <= most:
+                raise UserError(f"context is {context}, but must be from 2 to the model's {most}")
+        wanted = context or min(CONTEXT, most)
+        rows = max(1, LOGITS_BYTES // (4 * opened.config.vocab_size))  # for `score`
+        llm = opened.load(request, Work(wanted - 1, wanted, logits=rows), threads, split_again)
+        llm.on_close = group.close
+        return llm
+    except BaseException as error:
+        if getattr(error, "agreed", False):
+            group.close()
+        raise
+
+
+def _request(budget: str | int, window: int | None, keep_all: bool, chunk: int | None):
+    """Return what is asked of memory. Raises UserError."""
+    if sum([budget != "auto", window is not None, keep_all]) > 1:
+        raise UserError("memory_budget, memory_window and keep_all exclude one another")
+    if window is not None and window < 2:
+        raise UserError(f"memory_window is {window}, but must be at least 2 blocks")
+    if chunk is not None and chunk < 1:
+        raise UserError(f"prompt_chunk is {chunk}, but must be at least 1 token")
+    try:
+        budgets = Budgets((budget,)) if isinstance(budget, int) else Budgets.parse(budget)
+    except ValueError as error:
+        raise UserError(f"memory_budget: {error}") from None
+    return MemoryRequest(budgets, window, keep_all, chunk)
