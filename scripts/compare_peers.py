@@ -151,7 +151,7 @@ def compare(args) -> None:
     gguf = make_gguf(args, checkpoint, config, stored, folder)
     ranks = [1, 2, 4]
     convert(model, ranks)
-    itemsize = ENCODINGS[stored].storage.itemsize
+    itemsize = ENCODINGS[stored].nbytes(1)
     shown = [f"{config.name}, {stored}, {numbers * itemsize / 1e9:.2f} GB of weights a token; "
              f"{threads} threads; medians of {args.rounds} rounds", describe()]  # fmt: skip
     with tempfile.TemporaryDirectory(dir=work) as scratch:

@@ -72,7 +72,7 @@ def refuse_leftovers(output: Path, names: set[str]) -> None:
 def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) -> None:
     """Write *.safetensors, and the index if there are several."""
     encoding = ENCODINGS[dtype]
-    itemsize = encoding.storage.itemsize
+    itemsize = encoding.nbytes(1)
     model = ModelConfig.from_directory(output)
     shapes = expected_shapes(model)
     norms = {tensor.source for tensor in table(model) if tensor.kind is Kind.NORM}

@@ -1,6 +1,7 @@
 """What a step must do at least, by hand; the kernel that reads memory; a library without pages."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,10 +29,17 @@ def test_work_is_what_one_counts_by_hand():
     passes = [Pass(3, 10, 2)]  # positions 10, 11, 12
     one = work_of(passes, config, Partition.of(config, [1]), "bf16", [1000])
     scores = 4 * 80 * (11 + 12 + 13) + 4 * 80 * (12 + 13)
-    wanted = layer - keys_values + 1031 * 64  # what only serves the two whose logits are asked for
-    assert one.flops.tolist() == [2 * ((layer + keys_values) * 3 + wanted * 2) + scores]
+    selected = (
+        layer - keys_values + 1031 * 64
+    )  # what only serves the two whose logits are asked for
+    assert one.flops.tolist() == [2 * ((layer + keys_values) * 3 + selected * 2) + scores]
     assert one.memory_bytes.tolist() == [2 * (2 * layer + 1031 * 64) + 2 * 2 * 80 * 4 * 13]
     assert one.streamed_bytes.tolist() == [1000]
+    windowed = work_of(
+        passes, replace(config, windows=(5, None)), Partition.of(config, [1]), "bf16", [0]
+    )
+    assert one.flops - windowed.flops == [4 * 80 * (6 + 7 + 8)]  # five of 11, 12, 13
+    assert one.memory_bytes - windowed.memory_bytes == [2 * 80 * 4 * 6]  # 7 of 13 positions
     three = work_of(passes, config, Partition.of(config, [1] * 3), "bf16", [1, 2, 3])
     assert three.flops.sum() == one.flops.sum()
     assert three.memory_bytes.sum() == one.memory_bytes.sum()
@@ -54,7 +62,7 @@ def test_the_slowest_node_counts():
     work = work_of([Pass(1, 0, 1)], config, Partition.of(config, [1] * 3), "f32", [600, 0, 900])
     rates = RankRates(np.full(3, 1e9), np.full(3, 1e9), np.array([100.0, 50.0, 100.0]), [0, 0, 2])
     least = seconds_at_least(work, rates, 0.5)
-    assert least["disk"] == 9 and least["sums"] == 0.5  # 600 / 150 on the other node
+    assert least["disk"] == 9 and least["allreduce"] == 0.5  # 600 / 150 on the other node
     assert least["memory"] == pytest.approx(
         max(work.memory_bytes[:2].sum() / 2, work.memory_bytes[2]) / 1e9
     )

@@ -5,17 +5,18 @@ import json
 import pytest
 
 from program import DEMO, output, refused, run
+from tpimpi.bench import summary
 
 FLAGS = ["--shape", "tiny", "--seconds", 3, "--repeats", 2, "--prompts", "3,20", "--context", 40]
 
 
 @pytest.fixture(scope="module")
 def bench(mpirun, tmp_path_factory):
-    """One run on three ranks with a plot: (result, card, plot)."""
+    """One run on three ranks with a plot: (result, text, plot)."""
     folder = tmp_path_factory.mktemp("bench")
-    flags = [*FLAGS, "--prompt-chunk", 16, "--plot", folder / "plot"]
-    lines = output(run(mpirun, 3, "bench", *flags, "--save-dir", folder)).splitlines()
-    return json.loads(lines[-1]), "\n".join(lines[:-1]), folder / "plot"
+    flags = [*FLAGS, "--prompt-chunk", 16, "--plot", folder / "plot", "--report", folder / "report"]
+    text = output(run(mpirun, 3, "bench", *flags, "--save-dir", folder))
+    return json.loads((folder / "report").read_text()), text, folder / "plot"
 
 
 def test_figures_agree(bench):
@@ -55,22 +56,23 @@ def test_memory_stays_below_the_plan(bench):
             assert 50 << 20 < peak < plan
 
 
-def test_card_and_plot(bench):
-    _, card, plot = bench
+def test_text_and_plot(bench):
+    _, text, plot = bench
     for word in ("memory, plain reads", "step of 8 rows", "prompt of 20", "window", "peak MiB"):
-        assert word in card
-    assert "SPARSE" not in card and len(card.splitlines()) < 40
+        assert word in text
+    assert "SPARSE" not in text and len(text.splitlines()) < 40
     assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 20_000
 
 
 def test_sparse_files_are_marked(mpirun, tmp_path):
     flags = [*FLAGS, "--sparse", "--modes", "window", "--save-dir", tmp_path, "--repeats", 1]
-    process = run(mpirun, 2, "bench", *flags)
-    *card, line = output(process).splitlines()
-    result = json.loads(line)
+    process = run(mpirun, 2, "bench", *flags, "--output", "json", "--report", tmp_path / "report")
+    result = json.loads(output(process))
+    assert json.loads((tmp_path / "report").read_text()) == result
     assert result["sparse"] and list(result["modes"]) == ["window"]
     assert result["limits"]["disk_bytes_per_second"] is None  # nothing was read from it
-    assert "SPARSE FILES" in "\n".join(card) and "memory counts, times do not" in process.stderr
+    assert "SPARSE FILES" in summary.text(result)
+    assert "memory counts, times do not" in process.stderr
 
 
 @pytest.mark.parametrize(

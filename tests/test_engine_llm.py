@@ -65,12 +65,12 @@ def test_a_text_may_be_left_half_way(comm, llm):
 
 def test_score_is_that_of_the_engine(comm, llm):
     ids = np.random.default_rng(0).integers(3, 1000, 70).tolist()
-    whole, windows = llm.score(ids), llm.score(ids, window=20)
+    whole, windows, text = llm.score(ids), llm.score(ids, window=20), llm.score("ROMEO:" + GREEDY)
     if comm.rank == 0:
         assert whole.tokens == windows.tokens == 70 and windows.nll != whole.nll
-        assert 70 < whole.nll < 70 * 15
+        assert 0 < text.nll / text.tokens < 3 < 10 < whole.nll / whole.tokens
     else:
-        assert whole is windows is None
+        assert whole is windows is text is None
 
 
 @pytest.mark.parametrize(

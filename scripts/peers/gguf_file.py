@@ -64,7 +64,7 @@ def write_gguf(
     stored = {}
     for name, tensor in checkpoint.tensors.items():
         stored[name] = "f32" if len(tensor.shape) == 1 else encoding or tensor.encoding
-        nbytes = ENCODINGS[stored[name]].storage.itemsize * int(np.prod(tensor.shape))
+        nbytes = ENCODINGS[stored[name]].nbytes(*tensor.shape)
         writer.add_tensor_info(
             names.get_name(name, (".weight",)), tensor.shape,
             np.dtype(np.float32), nbytes, gguf.GGMLQuantizationType[stored[name].upper()],

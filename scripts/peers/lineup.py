@@ -75,7 +75,7 @@ def _llama_cpp(gguf: dict[str, Path], threads: int, numbers: int) -> list[Progra
         rows.append(Program(
             f"llama.cpp {encoding.upper()}", "llama.cpp", "llama.cpp", str(path), threads,
             flags={"full_precision": full}, exact=full, files=[path],
-            weight_bytes=numbers * ENCODINGS[encoding].storage.itemsize,
+            weight_bytes=ENCODINGS[encoding].nbytes(numbers),
             note="" if full else f"llama.cpp {encoding.upper()} rounds activations to {encoding} "
             "and attention to f16: not equal precision",
         ))  # fmt: skip

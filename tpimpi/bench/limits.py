@@ -1,4 +1,4 @@
-"""What this machine can do at most: rates of memory, arithmetic and disk, the time of a sum.
+"""What this machine can do at most: rates of memory, arithmetic and disk, an allreduce's time.
 
 All ranks measure at once, each with its own threads, so that the rates of one node's ranks add up
 to the node's. A pass can't be faster than the slowest of these allows (the roofline of Williams,
@@ -80,7 +80,7 @@ def flop_rates(group: Group, threads: int, encoding: str, repeats: int) -> np.nd
 
 
 def allreduce_seconds(group: Group, tokens: int, hidden: int, repeats: int) -> np.ndarray:
-    """Return the time of one sum of [T, D] float32, on the slowest rank [repeats] (collective)."""
+    """Return the seconds of an allreduce of [T, D], on the slowest rank [repeats] (collective)."""
     if group.size == 1:
         return np.zeros(repeats)
     buffer = np.zeros((tokens, hidden), np.float32)  # [T, D]

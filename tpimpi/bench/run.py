@@ -6,12 +6,11 @@ takes memory to measure (the memory's own rate) comes last.
 
 from __future__ import annotations
 
-import sys
-
 from tpimpi.bench import result
 from tpimpi.bench.measurement import Bench
 from tpimpi.bench.settings import MODES, PROMPTS, STEPS, Settings
 from tpimpi.comm.group import Group
+from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.memory.account import Work
 
@@ -43,22 +42,17 @@ def measure(
     `source` is a Source or a SyntheticSource whose shards are there. Collective. Raises UserError
     where no mode fits or a budget is too small.
     """
-    bench = Bench(group, source, settings, work, prompts, threads, say(group))
+
+    def tell(text: str) -> None:
+        if group.rank == 0:
+            say(f"bench: {text}")
+
+    bench = Bench(group, source, settings, work, prompts, threads, tell)
     encoding = bench.warm_up()
     found = {mode: bench.measure(mode) for mode in _by_memory(bench)}
     bench.say("limits of memory, arithmetic and allreduces")
     intervals = {mode: measured["intervals"] for mode, measured in found.items()}
     return result.assemble(bench, encoding, found), intervals
-
-
-def say(group: Group):
-    """Return a function that tells on rank 0's standard error what is being measured."""
-
-    def tell(text: str) -> None:
-        if group.rank == 0:
-            print(f"tpimpi bench: {text}", file=sys.stderr, flush=True)
-
-    return tell
 
 
 def _by_memory(bench: Bench) -> list[str]:

@@ -1,13 +1,14 @@
-"""The card that `tpimpi bench` prints for people: limits, memory, times beside their limits."""
+"""What `tpimpi bench` prints for people: limits, memory, times beside their limits."""
 
 from __future__ import annotations
 
-MIB = 2**20
-BOUND = {"disk": "disk", "memory": "memory", "flops": "FLOPs", "sums": "sums"}
+from tpimpi.units import MIB
+
+BOUND = {"disk": "disk", "memory": "memory", "flops": "FLOPs", "allreduce": "net"}
 
 
 def text(result: dict) -> str:
-    """Return the card of a result of `bench`."""
+    """Return the summary of a result of `bench`."""
     lines = [_title(result), "", *_limits(result), "", *_memory(result), "", *_times(result)]
     return "\n".join(lines)
 
@@ -44,7 +45,7 @@ def _limits(result: dict) -> list[str]:
     if result["ranks"] > 1:
         for tokens, spread in found["allreduce_seconds"].items():
             low, middle, high = (spread[k] * 1e6 for k in ("low", "median", "high"))
-            what = f"sum of {_plural(int(tokens), 'row')}"
+            what = f"allreduce of {_plural(int(tokens), 'row')}"
             lines.append(f"  {what:24s}{middle:10.0f}      {low:.0f} .. {high:.0f} us")
     return lines
 
@@ -74,7 +75,7 @@ def _times(result: dict) -> list[str]:
         lines.append(f"  {label:14s}" + "".join(f"  {_cell(row):32s}" for row in rows))
     lines.append(
         "step: tokens decoded at once at the context's end; prompt: time to first token; of limit: "
-        "the\nleast time that the disk, the memory, FLOPs or sums (Allreduces) allow / the median"
+        "the\nleast time that the disk, the memory, FLOPs or the allreduces (net) allow / the median"
     )
     return [line.rstrip() for line in lines]
 

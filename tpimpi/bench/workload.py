@@ -1,4 +1,4 @@
-"""How much a step must do at least: FLOPs, bytes and sums, and so which limit binds it.
+"""How much a step must do at least: FLOPs, bytes, allreduces, and so which limit binds it.
 
 Pure arithmetic on the partition. T tokens of a pass, D hidden, L layers.
 """
@@ -59,7 +59,7 @@ def work_of(
 ) -> Amounts:
     """Add up the work of passes; `streamed` are the bytes that each rank reads in one pass."""
     flops, memory = [], []
-    head_dim, itemsize = config.head_dim, ENCODINGS[encoding].storage.itemsize
+    head_dim = config.head_dim
     tokens, selected = sum(p.tokens for p in passes), sum(p.selected for p in passes)
     lasts = sum(p.selected > 0 for p in passes)
     inner = sum(_seen(p, p.tokens, window) for p in passes for window in config.windows[:-1])
@@ -73,7 +73,7 @@ def work_of(
                 body, last = body + piece.size * for_all, last + piece.size * (not for_all)
         scores = 4 * len(mine.q_heads) * head_dim * pairs  # q k and p v, 2 FLOP each
         flops.append(2 * (body * tokens + last * selected) + scores)
-        weights = (body * len(passes) + last * lasts) * itemsize
+        weights = ENCODINGS[encoding].nbytes(body * len(passes) + last * lasts)
         keys_values = 2 * len(mine.kv_heads) * head_dim * 4 * cached  # float32
         memory.append(weights + keys_values)
     streamed = np.asarray(streamed, float) * len(passes)
@@ -92,11 +92,11 @@ def _positions(p: Pass, window: int | None) -> int:
     return end if window is None else min(end, window - 1 + p.tokens)
 
 
-def seconds_at_least(work: Amounts, rates: RankRates, sums: float) -> dict[str, float]:
-    """Return the least seconds by each limit: disk, memory, flops, sums.
+def seconds_at_least(work: Amounts, rates: RankRates, allreduces: float) -> dict[str, float]:
+    """Return the least seconds by each limit: disk, memory, flops, allreduce.
 
-    The ranks of a node share its disk, memory and cores; the slowest node counts. `sums` are the
-    seconds of all Allreduces.
+    The ranks of a node share its disk, memory and cores; the slowest node counts.
+    `allreduces` are the seconds of all of them.
     """
 
     def slowest(amounts: np.ndarray, per_second: np.ndarray) -> float:
@@ -111,5 +111,5 @@ def seconds_at_least(work: Amounts, rates: RankRates, sums: float) -> dict[str, 
         "disk": slowest(work.streamed_bytes, rates.disk),
         "memory": slowest(work.memory_bytes, rates.memory),
         "flops": slowest(work.flops, rates.flops),
-        "sums": float(sums),
+        "allreduce": float(allreduces),
     }

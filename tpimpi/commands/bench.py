@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from tpimpi.bench.settings import MODES, PROMPTS, Settings
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder
+from tpimpi.console import say
 from tpimpi.errors import UserError
 
 SUMMARY = "measure the machine's limits and a model's times"
@@ -28,6 +29,8 @@ class Options:
     save_dir: str | None
     again: bool
     plot: str | None
+    report: str | None
+    json: bool
     settings: Settings
 
 
@@ -68,6 +71,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="for the times of one mode; what would take most of it is left out (default: 30)",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="draw the roofline and one token as PNG")
+    parser.add_argument("--report", metavar="FILE", help="write all figures as JSON")
+    flags.add_output(parser)
     flags.add_shards(parser)
     for name, kind, metavar, text in (
         ("--memory-window", flags.number(int, 2), "N", "blocks of mode window (default: 4)"),
@@ -89,16 +94,18 @@ def options(args: argparse.Namespace) -> Options:
     )  # fmt: skip
     return Options(
         args.model, args.shape, args.layers, args.dtype, args.sparse, args.save_dir,
-        args.split_bin, args.plot, settings,
+        args.split_bin, args.plot, args.report, args.output == "json", settings,
     )  # fmt: skip
 
 
 def run(options: Options, group, threads: int) -> None:
-    """Measure, then print a summary and one line of JSON on rank 0 (collective)."""
+    """Measure, then print a summary or one line of JSON on rank 0 (collective)."""
     from tpimpi.bench import summary
     from tpimpi.bench.run import measure, prompts_and_work
 
     with group.together():
+        if options.report:
+            check_folder(options.report, "--report")
         if options.plot:
             check_folder(options.plot, "--plot")
             if find_spec("matplotlib") is None:
@@ -108,13 +115,14 @@ def run(options: Options, group, threads: int) -> None:
         prompts, work = prompts_and_work(options.settings, source.config.max_positions)
     if source.sparse and group.rank == 0:
         why = "" if options.sparse else ", as the disk has no room for the shape"
-        print(f"tpimpi: sparse files{why}: memory counts, times do not", file=sys.stderr)
+        say(f"sparse files{why}: memory counts, times do not")
     source.shard(group, options.again)[0].close()
     result, intervals = measure(group, source, options.settings, prompts, work, threads)
     if group.rank != 0:
         return
-    print(summary.text(result))
-    print(json.dumps(result), flush=True)
+    if options.report:
+        Path(options.report).write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result) if options.json else summary.text(result), flush=True)
     if options.plot:
         from tpimpi.bench import plot
 

@@ -62,7 +62,7 @@ def _row(source, mine) -> dict:
     from tpimpi.model.tensors import pieces
 
     size = sum(
-        p.size * ENCODINGS[source.checkpoint.weight(p.source).encoding].storage.itemsize
+        ENCODINGS[source.checkpoint.weight(p.source).encoding].nbytes(*p.shape)
         for p in pieces(source.config, mine)
     )
     return {

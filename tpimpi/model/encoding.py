@@ -6,6 +6,7 @@ An encoding to come (packed, quantized) is one more entry here and one more wide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,9 +23,9 @@ class Encoding:
     widen: Callable[[np.ndarray], np.ndarray]
     narrow: Callable[[np.ndarray], np.ndarray]  # of float32; bf16 by cutting off
 
-    def row_bytes(self, columns: int) -> int:
-        """Return the bytes of one row of `columns` numbers."""
-        return columns * self.storage.itemsize
+    def nbytes(self, *shape: int) -> int:
+        """Return the bytes of an array of this shape."""
+        return math.prod(shape) * self.storage.itemsize
 
 
 def _widen_bf16(raw: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def _text(value: bytes) -> str:
 def _stored(file: h5py.File, name: str) -> StoredTensor:
     dataset = file[name]
     encoding = _text(dataset.attrs["encoding"])
-    nbytes = int(np.prod(dataset.shape)) * ENCODINGS[encoding].storage.itemsize
+    nbytes = ENCODINGS[encoding].nbytes(*dataset.shape)
     offset = dataset.id.get_offset() if nbytes else 0
     return StoredTensor(name, encoding, tuple(dataset.shape), offset, nbytes)
 
@@ -177,9 +177,9 @@ class Shard:
         encoding = ENCODINGS[tensor.encoding]
         offset, shape = tensor.offset, tensor.shape
         if rows is not None:
-            offset += rows.start * encoding.row_bytes(shape[1])
+            offset += rows.start * encoding.nbytes(shape[1])
             shape = (rows.stop - rows.start, shape[1])
-        nbytes = int(np.prod(shape)) * encoding.storage.itemsize
+        nbytes = encoding.nbytes(*shape)
         data = os.pread(self.fd, nbytes, offset)
         if len(data) != nbytes:
             raise MachineError(f"{self.path} is cut short at {name}; {MEND}")
