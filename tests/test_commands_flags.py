@@ -69,3 +69,37 @@ def test_mistakes(flags):
 def test_incomplete(argv):
     with pytest.raises(UserError):
         parse(argv)
+
+
+NINES = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "sentence"),
+    [
+        ("info -m M", ["--ranks", "100000"], "100000 must be from 1 to 4096"),
+        ("plan -m M", ["-np", "4097"], "from 1 to 4096"),
+        ("plan --shape S", ["--layers", "1000000000"], "from 1 to 4096"),
+        (
+            "generate -m M -p A",
+            ["--threads", "1000000000"],
+            "from 1 to 1024; this machine has .* cores",
+        ),
+        ("bench --shape S", ["--threads", "1025"], "from 1 to 1024"),
+        ("generate -m M -p A", ["--length", "1000000000"], "from 1 to 16777216 tokens"),
+        ("generate -m M -p A", ["--prompt-chunk", "1000000000"], "from 1 to 16777216 tokens"),
+        ("plan -m M", ["--context", "1000000000"], "from 2 to 16777216 tokens"),
+        ("bench --shape S", ["--prompts", "8,1000000000"], "from 1 to 16777216 tokens"),
+        ("perplexity -m M --file F", ["--window", "1000000000"], "from 2 to 16777216 tokens"),
+        ("generate -m M -p A", ["--seed", NINES], "5000 characters. is too long for a number"),
+        ("generate -m M -p A", ["--temperature", NINES], "is too long for a number"),
+        ("generate -m M -p A", ["--temperature", "1e400"], "1e400 is not finite"),
+        ("generate -m M -p A", ["--repeat-penalty", "inf"], "inf is not finite"),
+        ("plan -m M", ["--memory-budget", "200"], r"did you mean 200MiB\?"),
+        ("plan -m M", ["--memory-budget", NINES], "more memory than any machine has"),
+    ],
+)
+def test_numbers_beyond_all_reason(command, flags, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        parse([*command.split(), *flags])
+    assert len(str(caught.value)) < 250

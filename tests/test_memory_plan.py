@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tpimpi.errors import UserError
 from tpimpi.memory.account import MARGIN_BYTES, Needs, Work
 from tpimpi.memory.plan import RankRequest, fit, plan_budget, plan_flags, plan_ranks, spread
-from tpimpi.memory.process import FreeMemory, free_memory
-from tpimpi.memory.request import Budgets, MemoryRequest
+from tpimpi.memory.process import FreeMemory
+from tpimpi.memory.request import MemoryRequest
 from tpimpi.memory.sharing import Claim, fair_shares, shared_budgets
 from tpimpi.shards.layout import PAGE, StoredTensor
 from tpimpi.tape.reads import READ_BYTES, resident_reads, streamed_lap
@@ -172,40 +172,6 @@ def test_the_window_and_everything_stay_as_they_were():
     assert plan.streamed == plan.ring == 0 and plan.chunk == 7
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("3GiB", 3 << 30), ("1500MB", 1_500_000_000), ("1.5 GiB", 3 << 29), ("auto", "auto"),
-     ("max", "max"), ("12345678", 12_345_678)],
-)  # fmt: skip
-def test_sizes(text, expected):
-    assert Budgets.parse(text).of(1, 3, "host") == expected
-
-
-@pytest.mark.parametrize("text", ["", "-1GB", "much", "3XB", "nan", "1GiB,,2GiB", "@/no/such/file"])
-def test_what_is_no_size(text):
-    with pytest.raises(ValueError, match="no size|can't be read"):
-        Budgets.parse(text)
-
-
-def test_a_budget_for_each_rank_or_host(tmp_path):
-    budgets = Budgets.parse("3GiB,1GiB,auto")
-    assert [budgets.of(r, 3, "h") for r in range(3)] == [3 << 30, 1 << 30, "auto"]
-    with pytest.raises(UserError, match="3 budgets, but there are 2 ranks"):
-        budgets.of(0, 2, "h")
-    file = tmp_path / "budgets"
-    file.write_text("# ours\nbig 8GiB\nsmall.lan  512MiB # old\n\n")
-    budgets = Budgets.parse(f"@{file}")
-    assert budgets.of(0, 9, "big.home") == 8 << 30 and budgets.of(5, 9, "small.lan") == 512 * MIB
-    with pytest.raises(UserError, match="no line for host other"):
-        budgets.of(0, 2, "other")
-    file.write_text("* 1GiB\n")
-    assert Budgets.parse(f"@{file}").of(0, 2, "other") == 1 << 30
-    for text, word in (("a b c\n", "line 1"), ("# none\n", "no line"), ("h 3XB\n", "no size")):
-        file.write_text(text)
-        with pytest.raises(ValueError, match=word):
-            Budgets.parse(f"@{file}")
-
-
 @given(st.integers(0, 1000), st.lists(st.integers(0, 500), min_size=1, max_size=6))
 def test_fair_shares(free, wanted):
     shares = fair_shares(free, wanted)
@@ -229,53 +195,6 @@ def test_free_memory_is_shared_by_the_ranks_of_a_node():
     assert shared_budgets([limited, limited]) == [180 * MIB] * 2
     apart = claim("auto", cgroup=200 * MIB, path="/y")
     assert shared_budgets([limited, apart]) == [260 * MIB] * 2
-
-
-def fake_proc(tmp_path, cgroup, mounts):
-    proc = tmp_path / "proc"
-    (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    4096 kB\n")
-    (proc / "self" / "cgroup").write_text(cgroup)
-    (proc / "self" / "mountinfo").write_text(mounts)
-    return proc
-
-
-def group(folder, files):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
-
-
-def test_cgroup_version_2_with_a_tighter_parent(tmp_path):
-    mounts = "30 24 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
-    proc = fake_proc(tmp_path, "0::/user/app\n", mounts)
-    base = tmp_path / "sys/fs/cgroup"
-    stat = "anon 5\ninactive_file 300\n"
-    group(base, {"memory.stat": stat})
-    group(base / "user", {"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": stat})
-    group(base / "user/app", {"memory.max": "max\n", "memory.current": "9\n", "memory.stat": stat})
-    free = free_memory(proc, tmp_path)
-    assert free.node == 4 * MIB and free.cgroup == 600
-    assert free.cgroup_path == str(base / "user")
-
-
-def test_cgroup_version_1_in_a_container(tmp_path):
-    mounts = (
-        "31 30 0:27 /docker/1 /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
-        "32 30 0:28 / /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n"
-    )
-    proc = fake_proc(tmp_path, "4:memory:/docker/1\n3:cpu:/docker/1\n", mounts)
-    group(
-        tmp_path / "sys/fs/cgroup/memory",
-        {
-            "memory.limit_in_bytes": "5000\n", "memory.usage_in_bytes": "6000\n",
-            "memory.stat": "inactive_file 1\ntotal_inactive_file 2000\n",
-        },
-    )  # fmt: skip
-    assert free_memory(proc, tmp_path).cgroup == 1000
-    unlimited = {"memory.limit_in_bytes": str((1 << 63) - 4096)}
-    group(tmp_path / "sys/fs/cgroup/memory", unlimited)
-    assert free_memory(proc, tmp_path).cgroup is None
 
 
 def test_no_account_sees_the_margin():

@@ -130,6 +130,26 @@ def test_close_wakes_who_waits_and_may_be_called_again(shard, kept, monkeypatch)
     tape.close()
 
 
+def test_close_does_not_wait_for_ever_for_a_read_that_hangs(shard, monkeypatch):
+    go_on = threading.Event()
+
+    def preadv(fd, buffers, offset):
+        assert go_on.wait(20)
+        return plain_preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    tape = Tape(shard, NAMES, {}, 0)
+    closer = threading.Thread(target=tape.close)
+    closer.start()
+    closer.join(5)
+    assert not closer.is_alive() and readers()
+    go_on.set()
+    for reader in readers():
+        reader.join(5)
+    assert not readers()
+
+
 def test_a_closed_tape_serves_nothing(shard):
     tape = Tape(shard, NAMES, {}, 0)
     parts = iter(tape.take("a"))

@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     flags.add_model_or_shape(parser)
     parser.add_argument(
-        "--context", type=flags.number(int, 1), metavar="N",
+        "--context", type=flags.tokens(1), metavar="N",
         help="tokens that memory is taken for (default: longest prompt)",
     )  # fmt: skip
     parser.add_argument(
@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=f"among {', '.join(MODES)} (default: all that fit)",
     )  # fmt: skip
     parser.add_argument(
-        "--prompts", type=flags.several(int, 1), metavar="N,...",
+        "--prompts", type=flags.several(flags.tokens(1)), metavar="N,...",
         help=f"tokens of the prompts (default: those of {','.join(map(str, PROMPTS))} that the "
         "context holds)",
     )  # fmt: skip
@@ -78,8 +78,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ("--memory-window", flags.number(int, 2), "N", "blocks of mode window (default: 4)"),
         ("--memory-budget", flags.budgets, "BYTES", "of mode budget (default: the process and "
          "60 %% of the weights)"),
-        ("--prompt-chunk", flags.number(int, 1), "N", "tokens of a prompt computed in one pass"),
-        ("--threads", flags.number(int, 1), "N", "threads of each rank (default: cores / ranks)"),
+        ("--prompt-chunk", flags.tokens(1), "N", "tokens of a prompt computed in one pass"),
+        ("--threads", flags.threads, "N", "threads of each rank (default: cores / ranks)"),
     ):  # fmt: skip
         parser.add_argument(name, type=kind, metavar=metavar, help=text)
 

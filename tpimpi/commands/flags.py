@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 
-from tpimpi.memory.request import Budgets, MemoryRequest
+from tpimpi.launch import available_cores
+from tpimpi.memory.request import Budgets, MemoryRequest, shortened
+
+MAX_TOKENS = 1 << 24  # longer than any model's context
+MAX_LAYERS = 4096  # some thirty times as many as the deepest model has
+MAX_RANKS = 4096
+MAX_THREADS = 1024  # of one rank
+
+_TOO_MANY_RANKS = ": no model has so many heads to share, so that the others would only wait"
 
 
 def number(kind: Callable, low: float, high: float | None = None, why: str = "") -> Callable:
     """Return a flag's type: an int or float from `low` to `high`; `why` explains the limit."""
 
     def convert(text: str):
+        if len(text) > 40:
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is too long for a number")
         try:
             value = kind(text)
         except ValueError:
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not value >= low or (high is not None and value > high):
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not finite")
+        if value < low or (high is not None and value > high):
             range_ = f"at least {low}" if high is None else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{text} must be {range_}{why}")
         return value
@@ -25,9 +38,19 @@ def number(kind: Callable, low: float, high: float | None = None, why: str = "")
     return convert
 
 
-def several(kind: Callable, low: int) -> Callable:
-    """Return a flag's type: numbers of at least `low` with commas between them."""
-    one = number(kind, low)
+def tokens(low: int) -> Callable:
+    """Return a flag's type: a number of tokens, from `low` to more than any context holds."""
+    return number(int, low, MAX_TOKENS, " tokens")
+
+
+def threads(text: str) -> int:
+    """Return the value of --threads; a flag's type."""
+    why = f"; this machine has {available_cores()} cores"
+    return number(int, 1, MAX_THREADS, why)(text)
+
+
+def several(one: Callable) -> Callable:
+    """Return a flag's type: values of the type `one` with commas between them."""
     return lambda text: tuple(one(part) for part in text.split(","))
 
 
@@ -56,7 +79,10 @@ def add_model_or_shape(parser: argparse.ArgumentParser) -> None:
         "--shape", metavar="NAME", help="a named shape such as llama2-70b; no checkpoint is needed"
     )
     parser.add_argument(
-        "--layers", type=number(int, 1), metavar="N", help="of the shape, instead of its own"
+        "--layers",
+        type=number(int, 1, MAX_LAYERS),
+        metavar="N",
+        help="of the shape, instead of its own",
     )
     parser.add_argument(
         "--dtype", choices=("bf16", "f16", "f32"), help="of the shape's weights (default: bf16)"
@@ -66,7 +92,7 @@ def add_model_or_shape(parser: argparse.ArgumentParser) -> None:
 def add_ranks(parser: argparse.ArgumentParser) -> None:
     """Add --ranks."""
     parser.add_argument(
-        "--ranks", "-np", type=number(int, 1), metavar="N",
+        "--ranks", "-np", type=number(int, 1, MAX_RANKS, _TOO_MANY_RANKS), metavar="N",
         help="ranks to cut it over (default: those of this run)",
     )  # fmt: skip
 
@@ -102,11 +128,11 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         "--disable-memory-schedule", action="store_true", help="keep all weights in memory"
     )
     group.add_argument(
-        "--threads", type=number(int, 1), metavar="N",
+        "--threads", type=threads, metavar="N",
         help="threads of each rank (default: cores of the node / ranks on it)",
     )  # fmt: skip
     group.add_argument(
-        "--prompt-chunk", type=number(int, 1), metavar="N",
+        "--prompt-chunk", type=tokens(1), metavar="N",
         help="tokens of a prompt computed in one pass (default: 512 or what the budget allows; 256 "
         "with --memory-window)",
     )  # fmt: skip

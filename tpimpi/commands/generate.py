@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--no-echo", action="store_true", help="don't print the prompt again")
     choice = parser.add_argument_group("choosing tokens")
     choice.add_argument(
-        "--length", "-n", "--max-new-tokens", type=flags.number(int, 1), default=20, metavar="N",
+        "--length", "-n", "--max-new-tokens", type=flags.tokens(1), default=20, metavar="N",
         help="new tokens at most (default: 20)",
     )  # fmt: skip
     for names, metavar, kind, default, text in (

@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_model(parser)
     parser.add_argument("--file", required=True, metavar="TEXT", help="the text to score")
     parser.add_argument(
-        "--window", type=flags.number(int, 2), metavar="N",
+        "--window", type=flags.tokens(2), metavar="N",
         help="tokens of one window, BOS and N - 1 tokens of the text, each scored once "
         "(default: 512, or the model's context if that is shorter)",
     )  # fmt: skip

@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_model_or_shape(parser)
     flags.add_ranks(parser)
     parser.add_argument(
-        "--context", type=flags.number(int, 2), default=2048, metavar="N",
+        "--context", type=flags.tokens(2), default=2048, metavar="N",
         help="tokens of prompt and text together; half of them are taken as the prompt "
         "(default: 2048, or the model's context if that is shorter)",
     )  # fmt: skip

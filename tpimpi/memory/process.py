@@ -17,6 +17,8 @@ _READ_ONLY = re.compile(
 )
 _HEAD = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")  # of what /proc/self/smaps tells of a part
 
+_NO_LIMIT = 1 << 60  # bytes; version 1 of cgroups writes some such number
+
 
 def _status(field: str, proc: Path) -> int | None:
     """Return a line of /proc/self/status in bytes; None where there is none (not Linux)."""
@@ -140,17 +142,31 @@ def _upwards(mount: Path, path: str, base: str) -> list[Path]:
 
 
 def _cgroup_left(folder: Path, version: int) -> int | None:
-    """Return what a cgroup may still take: its limit, less what it holds and can't drop."""
-    names = {
-        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        2: ("memory.max", "memory.current", "inactive_file"),
+    """Return what a cgroup may still take: its limit, less what it holds and can't drop.
+
+    Page cache can be dropped, also where it lies on the active list. Beyond `memory.high` a group's
+    processes are slowed down to a crawl, so that this is a limit, too.
+    """
+    limits, usage, prefix = {
+        1: (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"),
+        2: (("memory.max", "memory.high"), "memory.current", ""),
     }[version]
-    try:
-        limit, used = ((folder / name).read_text().strip() for name in names[:2])
-        stat = (folder / "memory.stat").read_text().splitlines()
-    except OSError:
-        return None  # the root group has no limit
-    if not limit.isdigit() or int(limit) >= 1 << 60:  # "max", or version 1's way to say so
+    limit = min(_limit(folder / name) for name in limits)
+    if limit >= _NO_LIMIT:
         return None
-    droppable = sum(int(line.split()[1]) for line in stat if line.split()[0] == names[2])
-    return max(int(limit) - int(used) + min(droppable, int(used)), 0)
+    try:
+        used = int((folder / usage).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return None  # nothing is accounted here
+    cache = (f"{prefix}inactive_file", f"{prefix}active_file")
+    droppable = sum(int(line.split()[1]) for line in lines if line.split()[0] in cache)
+    return max(limit - used + min(droppable, used), 0)
+
+
+def _limit(path: Path) -> int:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return _NO_LIMIT  # the root group has none
+    return int(text) if text.isdigit() else _NO_LIMIT  # "max"

@@ -6,12 +6,20 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpimpi.errors import UserError
+from tpimpi.units import MIB
 
 AUTO, MAX = "auto", "max"
+LARGEST = 1 << 60  # bytes, more than any machine has
+_LONGEST = 1 << 20  # bytes of a file of hosts
+
+_SIZE = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)\s*(?P<prefix>[kmgtp]?)(?P<binary>i?)b?")
+_PREFIXES = ("", "k", "m", "g", "t", "p")
 
 
 def parse_budget(text: str) -> str | int:
@@ -19,14 +27,27 @@ def parse_budget(text: str) -> str | int:
     word = text.strip()
     if word in (AUTO, MAX):
         return word
-    from humanfriendly import InvalidSize, parse_size  # every start of a rank would pay for it
-
-    try:
-        return parse_size(word)
-    except InvalidSize:
+    found = _SIZE.fullmatch(word.lower())
+    if not found or (found["binary"] and not found["prefix"]):
         raise ValueError(
-            f"{word!r} is no size; write bytes with a unit (3GiB, 1500MB), auto or max"
-        ) from None
+            f"{shortened(word)!r} is no size; write bytes with a unit (3GiB, 1500MB), auto or max"
+        )
+    number, base = float(found["number"]), 1024 if found["binary"] else 1000
+    nbytes = number * base ** _PREFIXES.index(found["prefix"])
+    if nbytes > LARGEST:
+        raise ValueError(f"{shortened(word)} is more memory than any machine has")
+    if nbytes < MIB:
+        meant = f"{found['number']}{'GiB' if number < 64 else 'MiB'}" if number else "3GiB"
+        raise ValueError(
+            f"{shortened(word)} is less than 1 MiB, too little for any process "
+            f"(did you mean {shortened(meant)}?)"
+        )
+    return int(nbytes)
+
+
+def shortened(text: str) -> str:
+    """Return a user's text for a sentence about it: a long one is cut."""
+    return text if len(text) <= 40 else f"{text[:30]}... ({len(text)} characters)"
 
 
 @dataclass(frozen=True)
@@ -74,17 +95,27 @@ class MemoryRequest:
 
 def _read_hosts(path: Path) -> tuple[tuple[str, str | int], ...]:
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read ({error})") from error
+        status = path.stat()  # a pipe would be waited for, and only one rank could read it
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST:
+            raise ValueError(f"{path} can't be read: it is not a file of lines HOST BYTES")
+        lines = path.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} can't be read: it is not UTF-8 text") from error
     found = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         if len(words) != 2:
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} is not HOST BYTES")
-        found.append((words[0], parse_budget(words[1])))
+            raise ValueError(
+                f"{path}, line {number}: {shortened(line.strip())!r} is not HOST BYTES"
+            )
+        try:
+            found.append((words[0], parse_budget(words[1])))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
     if not found:
         raise ValueError(f"{path} has no line HOST BYTES")
     return tuple(found)

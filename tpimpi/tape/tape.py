@@ -25,6 +25,7 @@ from tpimpi.tape.directio import DirectFile
 from tpimpi.tape.reads import Read, resident_reads, streamed_lap
 
 READERS = 6  # reads in flight: enough for the disk also while other ranks have read ahead
+PATIENCE = 10.0  # seconds that `close` waits for reads in flight
 
 
 class Tape:
@@ -148,9 +149,11 @@ class Tape:
                 return
             self._closed = True
             self._changed.notify_all()
+        end = time.monotonic() + PATIENCE
         for thread in self._threads:
-            thread.join()
-        self._file.close()
+            thread.join(max(end - time.monotonic(), 0))
+        if not any(thread.is_alive() for thread in self._threads):
+            self._file.close()  # else a read hangs, and keeps what it uses
 
     def _at(self, sequence: int) -> Read | None:
         if sequence < len(self._first):
