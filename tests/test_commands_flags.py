@@ -3,16 +3,19 @@
 import pytest
 
 from tpimpi.commands.command_line import REMOVED, parse
+from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
 
+chosen = GenerationSettings.of
 BASE = ["generate", "--model", "M", "--prompt", "hello"]
 
 
 def test_defaults_are_the_predecessors():
     options = parse(BASE).options
-    choice = (options.length, options.seed, options.temperature, options.top_k, options.top_p)
-    assert choice == (20, 42, 1, 0, 0.9)
+    assert options.settings == GenerationSettings(
+        20, SamplingSettings(1.0, 0, 0.9, 0.0, 1.0, 42), (), (), False
+    )
     assert options.memory == MemoryRequest() and options.save_dir is None and not options.again
 
 
@@ -24,13 +27,16 @@ def test_defaults_are_the_predecessors():
         (["--split_bin"], "again", True),
         (["--save_dir", "D"], "save_dir", "D"),
         (["--disable_memory_schedule"], "memory", MemoryRequest(everything=True)),
-        (["--k", "5"], "top_k", 5),
-        (["--p", "0.5"], "top_p", 0.5),
-        (["--temp", "0"], "temperature", 0),
-        (["-n", "7"], "length", 7),
-        (["--max-new-tokens", "7"], "length", 7),
-        (["--stop", "a", "--stop", "b"], "stop", ("a", "b")),
+        (["--k", "5"], "settings", chosen(top_k=5)),
+        (["--p", "0.5"], "settings", chosen(top_p=0.5)),
+        (["--temp", "0"], "settings", chosen(temperature=0)),
+        (["-n", "7"], "settings", chosen(max_new_tokens=7)),
+        (["--max-new-tokens", "7"], "settings", chosen(max_new_tokens=7)),
+        (["--stop", "a", "--stop", "b"], "settings", chosen(stop=("a", "b"))),
         (["--model_path", "N"], "model", "N"),
+        (["--stop-id", "7"], "settings", chosen(stop_ids=(7,))),
+        (["--escape", "--stop", r"a\n\"b"], "settings", chosen(stop=('a\n"b',))),
+        (["--no-echo"], "echo", False),
     ],
 )
 def test_spellings(flags, name, value):
@@ -103,3 +109,16 @@ def test_numbers_beyond_all_reason(command, flags, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         parse([*command.split(), *flags])
     assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stop", ""], "--stop is empty"),
+        (["--escape", "--stop", r"a\q"], "not one"),
+        (["--prefix", "a\udcff"], "--prefix is no UTF-8 text .byte 0xff"),
+    ],
+)
+def test_texts_that_are_refused(flags, words):
+    with pytest.raises(UserError, match=words):
+        parse(BASE + flags)

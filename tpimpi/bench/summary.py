@@ -75,7 +75,7 @@ def _times(result: dict) -> list[str]:
         lines.append(f"  {label:14s}" + "".join(f"  {_cell(row):32s}" for row in rows))
     lines.append(
         "step: tokens decoded at once at the context's end; prompt: time to first token; of limit: "
-        "the\nleast time that the disk, the memory, FLOPs or the allreduces (net) allow / the median"
+        "the\nleast time that disk, memory, FLOPs or allreduces (net) allow / the median"
     )
     return [line.rstrip() for line in lines]
 

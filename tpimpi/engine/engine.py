@@ -9,7 +9,7 @@ import numpy as np
 
 from tpimpi.comm.group import Group
 from tpimpi.engine.forward import Batch, Model
-from tpimpi.engine.sampler import Sampler
+from tpimpi.engine.sampler import Sampler, check_logits
 
 STOP, STEP, RELEASE = 0, 1, 2
 
@@ -105,6 +105,7 @@ class Engine:
             lengths = [len(ids)] * len(part)
             logits = self.step(part, positions, [0] * len(part), range(len(part)), lengths)
             for row, target in zip(logits, ids[start + 1 : start + 1 + len(part)], strict=True):
+                check_logits(row)
                 wide = row.astype(np.float64)  # [V], one row at a time: memory stays small
                 top = wide.max()
                 losses.append(np.log(np.exp(wide - top).sum()) + top - wide[target])
