@@ -36,27 +36,22 @@ def ensure_shards(
     `checkpoint` is None except on rank 0. Returns the shard, checked and verified, and whether any
     rank's shard was written now. Raises UserError or MachineError on all ranks alike.
     """
+    lists = [pieces(config, mine) for mine in partition.ranks]
+    sources = {piece.source for piece in lists[0]}  # rank 0 uses them all
     fingerprint, encodings = group.comm.bcast(
-        (checkpoint.fingerprint, {n: t.encoding for n, t in checkpoint.tensors.items()})
+        (checkpoint.fingerprint, {s: checkpoint.weight(s).encoding for s in sources})
         if checkpoint
         else None
     )
-    lists = [pieces(config, mine) for mine in partition.ranks]
     identity = Identity(fingerprint, partition.to_json(), group.rank, group.size, config.to_json())
     path = folder / shard_name(group.rank, group.size)
     missing = group.comm.allgather(again or not path.exists())
     if any(missing):
-        tied = config.tie_word_embeddings
-
-        def encoding_of(piece: Piece) -> str:
-            head = tied and piece.source == "lm_head.weight"
-            return encodings["model.embed_tokens.weight" if head else piece.source]
-
         mine = lists[group.rank]
         writer, done = None, [True] * len(mine)
         with group.together():
             if missing[group.rank]:
-                writer = ShardWriter(path, identity, mine, [encoding_of(p) for p in mine])
+                writer = ShardWriter(path, identity, mine, [encodings[p.source] for p in mine])
                 done = writer.done()
         try:
             _fill(group, checkpoint, writer, _pending(lists, group.comm.allgather(done)), missing)
