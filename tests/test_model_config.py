@@ -140,20 +140,3 @@ def test_sizes_that_no_model_has_are_refused_at_once(key, size):
     with pytest.raises(UserError, match=f"{key} = 1.*at most|{key} = 9223372036854775808, but"):
         ModelConfig.of("m", BASE | {key: size}, {})
     assert time.monotonic() - start < 0.5
-
-
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000, b"[]", b""])
-def test_broken_json(tmp_path, name, text):
-    (tmp_path / "config.json").write_text(json.dumps(BASE))
-    (tmp_path / name).write_bytes(text)
-    with pytest.raises(UserError, match="fetch it again"):
-        ModelConfig.from_directory(tmp_path)
-
-
-def test_what_is_no_checkpoint(tmp_path):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "empty").mkdir()
-    for name, says in (("gone", "does not exist"), ("file", "is a file"), ("empty", "no config")):
-        with pytest.raises(UserError, match=says):
-            ModelConfig.from_directory(tmp_path / name)

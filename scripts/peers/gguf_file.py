@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tpimpi.checkpoint.weights import Checkpoint
+from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
 
@@ -58,6 +59,11 @@ def write_gguf(
     """
     import gguf
 
+    if config.architecture not in ("llama", "mistral") or config.rope.kind == "yarn":
+        raise UserError(
+            f"{config.name} is a {config.architecture} model with RoPE of type {config.rope.kind}; "
+            "only Llama's kind without YaRN is written as GGUF"
+        )
     writer = gguf.GGUFWriter(None, "llama")
     _add_fields(writer, config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)

@@ -25,7 +25,7 @@ def read_configs(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
     directory = Path(directory)
     generation = {}
     config = read_json(directory / "config.json")
-    if _exists(directory / "generation_config.json"):
+    if exists(directory / "generation_config.json"):
         generation = read_json(directory / "generation_config.json")
     return config, generation
 
@@ -78,13 +78,14 @@ def refuse_pointer(path: Path, content: bytes) -> None:
 def adapter_base(directory: Path) -> str | None:
     """Return a sentence's end about the base model if a directory holds an adapter only."""
     path = directory / "adapter_config.json"
-    if not _exists(path):
+    if not exists(path):
         return None
     base = read_json(path).get("base_model_name_or_path")
     return f"its base model ({base[:100]})" if isinstance(base, str) and base else "its base model"
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Return whether a path is there; UserError where that can't be told."""
     try:
         return path.exists()
     except OSError as error:
@@ -101,7 +102,7 @@ def _refuse_other(given: str) -> None:
             f"{given} is a GGUF file, but tpimpi reads safetensors; get the original model's "
             "folder with hf download ID --local-dir DIR and give --model DIR"
         )
-    if not _exists(directory):
+    if not exists(directory):
         hint = "--model wants a Hugging Face directory"
         if _HUB_ID.fullmatch(given):
             hint = (
@@ -113,7 +114,7 @@ def _refuse_other(given: str) -> None:
         raise UserError(
             f"{given} is a file; --model wants the directory with config.json and *.safetensors"
         )
-    if not _exists(directory / "config.json"):
+    if not exists(directory / "config.json"):
         base = adapter_base(directory)
         if base:
             raise UserError(

@@ -52,12 +52,12 @@ def ensure_shards(
     missing; else it is refused. Returns the shard, checked and verified, and whether any rank's
     shard was written now. Raises UserError or MachineError on all ranks alike.
     """
+    lists = [pieces(config, mine) for mine in partition.ranks]
     fingerprint, encodings = group.comm.bcast(
         (checkpoint.fingerprint, {n: t.encoding for n, t in checkpoint.tensors.items()})
         if checkpoint
         else None
     )
-    lists = [pieces(config, mine) for mine in partition.ranks]
     identity = Identity(fingerprint, partition.to_json(), group.rank, group.size, config.to_json())
     path = folder / shard_name(group.rank, group.size)
     own, hashes = lists[group.rank], _Hashes(group, checkpoint, folder)

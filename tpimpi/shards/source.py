@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
+from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
@@ -44,8 +45,11 @@ class Source:
         config = None
         with group.together():
             if group.rank == 0:
-                config = ModelConfig.from_directory(directory)
-                self.checkpoint = Checkpoint(directory, config)
+                self.checkpoint = Checkpoint(directory, ModelConfig.from_directory(directory))
+                config = self.checkpoint.config
+        if self.checkpoint:
+            for warning in self.checkpoint.warnings:
+                say(warning)
         text, fingerprint = group.comm.bcast(
             (config.to_json(), self.checkpoint.fingerprint) if config else None
         )
