@@ -30,7 +30,7 @@ def begin(path):
     return ShardWriter(path, IDENTITY, PIECES, ["bf16"] * len(PIECES))
 
 
-def fill(writer, count=len(PIECES)):
+def fill(writer, count=None):
     numbers = np.random.default_rng(3)
     for index, tensor in enumerate(writer.tensors[:count]):
         writer.write(index, 0, numbers.bytes(tensor.nbytes))
@@ -140,7 +140,7 @@ def test_another_file_in_its_place_is_refused_in_one_sentence(comm, references, 
     group = Group(comm)
     name = shard_name(group.rank, group.size)
     other_file(shared_tmp / name, kind)
-    with pytest.raises((MachineError, UserError), match=f"{name} (is|has)") as caught:
+    with pytest.raises((MachineError, UserError), match=r"shard-0-of-.*h5 (is|has)") as caught:
         Source(group, references / "yi", shared_tmp).shard(group)
     assert "\n" not in str(caught.value)
     if kind in ("folder", "pipe"):
