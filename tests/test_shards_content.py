@@ -145,7 +145,7 @@ def test_a_renamed_checkpoint_is_not_even_read(group, model, hashed):
 def test_notes_that_are_damaged_are_not_believed(group, model, hashed):
     path, _ = cut(group, model)
     if group.rank == 0:
-        notes = path.parent / "checkpoint.hashes"
+        notes = path.parent.parent / "checkpoint.hashes"
         text = notes.read_text()
         notes.write_text(text[:-9] + ("0" if text[-9] != "0" else "1") + text[-8:])
     assert not cut(group, model)[1]

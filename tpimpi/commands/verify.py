@@ -43,7 +43,7 @@ def run(options: Options, group, threads: int) -> None:
         if not path.exists():
             raise UserError(f"{path} does not exist; `tpimpi convert` makes the shards")
         shard = Shard(path)
-        shard.verify()
+        shard.verify(speaks=group.rank == 0)
         count = len(shard.tensors)
         shard.close()
     counts = group.comm.gather(count)

@@ -60,7 +60,8 @@ def ensure_shards(
     lists = [pieces(config, mine) for mine in partition.ranks]
     identity = Identity(fingerprint, partition.to_json(), group.rank, group.size, config.to_json())
     path = folder / shard_name(group.rank, group.size)
-    hashes = _Hashes(group, checkpoint, folder)
+    # In the cache all cuts of a model lie in one folder, and share what is noted.
+    hashes = _Hashes(group, checkpoint, folder.parent if replace else folder)
     shard = None
     try:
         with group.together():
@@ -147,11 +148,16 @@ def _current(group, shard: Shard | None, hashes: _Hashes, mine: list[Piece], rep
 def _cut(group: Group, checkpoint, hashes: _Hashes, mine: tuple, lists, missing) -> None:
     """Write the shards that are missing, as far as that is still to be done (collective)."""
     writer, found = None, [None] * len(mine[2])
-    with group.together():
-        if missing[group.rank]:
-            writer = ShardWriter(*mine)
-            found = writer.done(speaks=group.rank == 0)
+    first = missing.index(True)
     try:
+        # One before the others: of two conversions at once that one goes on which has the first.
+        for turn in (True, False):
+            with group.together():
+                if missing[group.rank] and (group.rank == first) == turn:
+                    writer = ShardWriter(*mine)
+        with group.together():
+            if writer:
+                found = writer.done(speaks=group.rank == 0)
         there = {p.source for p, source in zip(mine[2], found, strict=True) if source}
         true = hashes.of(there)
         done = [
