@@ -34,6 +34,7 @@ from tpimpi.shards.layout import Identity, shard_name
 from tpimpi.shards.post import Post, receive_all
 from tpimpi.shards.seal import MEND, OtherFormatError
 from tpimpi.shards.shard import Shard
+from tpimpi.shards.waiting import Waiting
 from tpimpi.shards.writer import ShardWriter
 
 
@@ -77,11 +78,13 @@ def ensure_shards(
 
             mine = (path, identity, lists[group.rank], [encoding_of(p) for p in lists[group.rank]])
             _cut(group, checkpoint, hashes, mine, lists, missing)
-        with group.together():
+        verifying = Waiting("waiting for ranks that verify their shards", group.rank)
+        with verifying, group.together():
             if shard is None:
                 shard = Shard(path)
                 shard.check(identity)
             shard.verify_if_touched(speaks=group.rank == 0)
+            verifying.begin()
     except BaseException:
         if shard is not None:
             shard.close()
@@ -155,9 +158,11 @@ def _cut(group: Group, checkpoint, hashes: _Hashes, mine: tuple, lists, missing)
             with group.together():
                 if missing[group.rank] and (group.rank == first) == turn:
                     writer = ShardWriter(*mine)
-        with group.together():
+        checking = Waiting("waiting for ranks that check what they have", group.rank)
+        with checking, group.together():
             if writer:
                 found = writer.done(speaks=group.rank == 0)
+            checking.begin()
         there = {p.source for p, source in zip(mine[2], found, strict=True) if source}
         true = hashes.of(there)
         done = [
@@ -169,7 +174,9 @@ def _cut(group: Group, checkpoint, hashes: _Hashes, mine: tuple, lists, missing)
         with group.together():
             if hashes.own:
                 hashes.own.check_unchanged()
-        with group.together():
+        syncing = Waiting("waiting for the disks to take the shards", group.rank)
+        with syncing, group.together():
+            syncing.begin()
             if writer:
                 writer.finish()
     finally:
