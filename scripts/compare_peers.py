@@ -43,6 +43,7 @@ from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.partition import Partition
 from tpimpi.model.shapes import SHAPES
 from tpimpi.paths import cache_directory
+from tpimpi.shards.layout import shards_folder
 
 INTERRUPTED = 130
 CAPPED_PROMPT, CAPPED_TOKENS = 8, 8
@@ -164,8 +165,8 @@ def compare(args) -> None:
         rate = max(rates, default=None)
         rows = rows_of(programs, found, rate)
         agreed = agreement(programs, found, place)
-        alone = Partition.of(config, [1]).key
-        shards = sorted((cache_directory() / folder.name / alone).glob("*.h5"))
+        alone = shards_folder(checkpoint.fingerprint, Partition.of(config, [1]))
+        shards = sorted(alone.glob("*.h5"))
         few = capped(model, gguf, shards, threads, args.cap or 0, place / "offload")
         few = [p for p in few if p.package in args.programs]
         capped_rows = rows_of(few, under_cap(args, few, config), None)

@@ -10,10 +10,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from references import FAMILIES
-from tpimpi.checkpoint.weights import Checkpoint, expected_shapes
+from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.tensors import expected_shapes, tensors
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 12,

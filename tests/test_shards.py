@@ -1,7 +1,11 @@
 """Conversion over all ranks, what HDF5 tools see, and what is refused."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -131,4 +135,19 @@ def test_root_attributes_tell_what_a_shard_is(comm, references, shared_tmp):
     copy = shared_tmp / f"copy-{group.rank}"
     copy.mkdir()
     shutil.copy(shard.path, copy)
+    group.close()
+
+
+def test_the_script_in_the_docs_reads_a_shard(comm, references, shared_tmp):
+    group = Group(comm)
+    shard, _ = shards(group, references / "llama3", shared_tmp)
+    page = (Path(__file__).parent.parent / "docs" / "shards.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    command = [sys.executable, "-c", script, str(shard.path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == f"rank {group.rank} of {group.size}"
+    for line, tensor in zip(lines[1:], shard.tensors, strict=True):
+        largest = np.abs(shard.widened(tensor.name)).max(initial=0)
+        assert line == f"{tensor.name} {tensor.shape} {tensor.encoding} {largest!s}"
+    shard.close()
     group.close()

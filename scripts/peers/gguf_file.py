@@ -31,7 +31,7 @@ def rope_factors(config: ModelConfig) -> np.ndarray:
     """Return what llama.cpp divides each rotary frequency by, float32 [Hd/2]."""
     pairs = np.arange(config.head_dim // 2)  # [Hd/2]
     plain = config.rope.theta ** (-2.0 * pairs / config.head_dim)  # [Hd/2]
-    return (plain / config.inverse_frequencies()).astype(np.float32)
+    return (plain / config.rope.inverse_frequencies()).astype(np.float32)
 
 
 def _add_fields(writer, config: ModelConfig) -> None:

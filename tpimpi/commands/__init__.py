@@ -5,4 +5,4 @@ returns a frozen dataclass or raises UserError, and `run(options, group, threads
 module must load without MPI and numba: they come after the command line is known, see `launch`.
 """
 
-COMMANDS = ("generate", "convert", "verify", "info", "plan", "perplexity", "bench")
+COMMANDS = ("generate", "convert", "verify", "cache", "info", "plan", "perplexity", "bench")

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from tpimpi.commands.flags import add_model, add_shards
+from tpimpi.units import size
 
 SUMMARY = "cut a checkpoint into shards and stop"
 
@@ -40,5 +41,4 @@ def run(options: Options, group, threads: int) -> None:
     shard.close()
     if group.rank == 0:
         what = "cut" if written else "already there, checked:"
-        total = sum(sizes) / 2**30
-        print(f"{what} {len(sizes)} shards, {total:.3f} GiB, in {source.folder}")
+        print(f"{what} {len(sizes)} shards, {size(sum(sizes))}, in {source.folder}")

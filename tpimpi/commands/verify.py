@@ -35,17 +35,20 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.shards.layout import shard_name
     from tpimpi.shards.shard import Shard
     from tpimpi.shards.source import Source
+    from tpimpi.shards.waiting import Waiting
 
     source = Source(group, options.model, options.save_dir)
     count = 0
-    with group.together():
+    waiting = Waiting("waiting for ranks that verify their shards", group.rank)
+    with waiting, group.together():
         path = source.folder / shard_name(group.rank, group.size)
         if not path.exists():
             raise UserError(f"{path} does not exist; `tpimpi convert` makes the shards")
         shard = Shard(path)
-        shard.verify()
+        shard.verify(speaks=group.rank == 0)
         count = len(shard.tensors)
         shard.close()
+        waiting.begin()
     counts = group.comm.gather(count)
     if group.rank == 0:
         print(f"{sum(counts)} tensors in {len(counts)} shards are whole, in {source.folder}")

@@ -6,8 +6,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from tpimpi.errors import UserError
 from tpimpi.model.architecture import DEFAULTS, Parts, architecture_of, windows_of
 from tpimpi.model.directory import read_configs
@@ -106,10 +104,6 @@ class ModelConfig:
         for key in ("windows", "eos_token_ids"):
             fields[key] = tuple(fields[key])
         return cls(**fields)
-
-    def inverse_frequencies(self) -> np.ndarray:
-        """Return RoPE's inverse frequencies, float32 [Hd/2]."""
-        return self.rope.inverse_frequencies()
 
 
 def _refuse_unsupported(fields: Fields) -> None:

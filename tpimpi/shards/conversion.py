@@ -34,6 +34,7 @@ from tpimpi.shards.layout import Identity, shard_name
 from tpimpi.shards.post import Post, receive_all
 from tpimpi.shards.seal import MEND, OtherFormatError
 from tpimpi.shards.shard import Shard
+from tpimpi.shards.waiting import Waiting
 from tpimpi.shards.writer import ShardWriter
 
 
@@ -60,7 +61,9 @@ def ensure_shards(
     )
     identity = Identity(fingerprint, partition.to_json(), group.rank, group.size, config.to_json())
     path = folder / shard_name(group.rank, group.size)
-    own, hashes = lists[group.rank], _Hashes(group, checkpoint, folder)
+    # In the cache all cuts of a model lie in one folder, and share what is noted.
+    own = lists[group.rank]
+    hashes = _Hashes(group, checkpoint, folder.parent if replace else folder)
     shard = None
     try:
         with group.together():
@@ -70,11 +73,13 @@ def ensure_shards(
         if any(missing):
             mine = (path, identity, own, [encodings[piece.source] for piece in own])
             _cut(group, checkpoint, hashes, mine, lists, missing)
-        with group.together():
+        verifying = Waiting("waiting for ranks that verify their shards", group.rank)
+        with verifying, group.together():
             if shard is None:
                 shard = Shard(path)
                 shard.check(identity)
             shard.verify_if_touched(speaks=group.rank == 0)
+            verifying.begin()
     except BaseException:
         if shard is not None:
             shard.close()
@@ -141,11 +146,18 @@ def _current(group, shard: Shard | None, hashes: _Hashes, mine: list[Piece], rep
 def _cut(group: Group, checkpoint, hashes: _Hashes, mine: tuple, lists, missing) -> None:
     """Write the shards that are missing, as far as that is still to be done (collective)."""
     writer, found = None, [None] * len(mine[2])
-    with group.together():
-        if missing[group.rank]:
-            writer = ShardWriter(*mine)
-            found = writer.done(speaks=group.rank == 0)
+    first = missing.index(True)
     try:
+        # One before the others: of two conversions at once that one goes on which has the first.
+        for turn in (True, False):
+            with group.together():
+                if missing[group.rank] and (group.rank == first) == turn:
+                    writer = ShardWriter(*mine)
+        checking = Waiting("waiting for ranks that check what they have", group.rank)
+        with checking, group.together():
+            if writer:
+                found = writer.done(speaks=group.rank == 0)
+            checking.begin()
         there = {p.source for p, source in zip(mine[2], found, strict=True) if source}
         true = hashes.of(there)
         done = [
@@ -157,7 +169,9 @@ def _cut(group: Group, checkpoint, hashes: _Hashes, mine: tuple, lists, missing)
         with group.together():
             if hashes.own:
                 hashes.own.check_unchanged()
-        with group.together():
+        syncing = Waiting("waiting for the disks to take the shards", group.rank)
+        with syncing, group.together():
+            syncing.begin()
             if writer:
                 writer.finish()
     finally:

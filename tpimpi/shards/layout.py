@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Piece
+from tpimpi.paths import cache_directory
 
 PAGE = 4096  # what O_DIRECT asks of offsets, lengths and addresses
 FORMAT_VERSION = 2  # 2: sealed, and with the hash of each tensor's source
+SHARDS = "shards"  # the folder in the cache
+
+
+def shards_folder(fingerprint: str, partition: Partition) -> Path:
+    """Return the folder in the cache of the shards of a model cut by `partition`.
+
+    A model is known there by its fingerprint, so that a copied or renamed directory is the same.
+    """
+    return cache_directory() / SHARDS / fingerprint / partition.key
 
 
 def shard_name(rank: int, size: int) -> str:

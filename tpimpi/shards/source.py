@@ -10,19 +10,9 @@ from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
-from tpimpi.paths import cache_directory
 from tpimpi.shards.conversion import ensure_shards
+from tpimpi.shards.layout import shards_folder
 from tpimpi.shards.shard import Shard
-
-SHARDS = "shards"  # the folder in the cache
-
-
-def shards_folder(fingerprint: str, partition: Partition) -> Path:
-    """Return the folder in the cache of the shards of a model cut by `partition`.
-
-    A model is known there by its fingerprint, so that a copied or renamed directory is the same.
-    """
-    return cache_directory() / SHARDS / fingerprint / partition.key
 
 
 def check_folder(folder: Path) -> None:

@@ -22,9 +22,10 @@ from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Kind, Piece, pieces
 from tpimpi.paths import free_disk
 from tpimpi.progress import Progress
-from tpimpi.shards.layout import Identity, shard_name
+from tpimpi.shards.layout import Identity, shard_name, shards_folder
 from tpimpi.shards.shard import Shard
-from tpimpi.shards.source import check_folder, shards_folder
+from tpimpi.shards.source import check_folder
+from tpimpi.shards.waiting import Waiting
 from tpimpi.shards.writer import ShardWriter
 
 BLOCK = (1 << 20) - 3  # numbers drawn: a prime, so that no row length falls into step with it
@@ -127,13 +128,15 @@ class SyntheticSource:
         )
         path = self.folder / shard_name(group.rank, group.size)
         shard, missing = None, again or not path.exists()
-        with group.together():
+        waiting = Waiting("waiting for ranks that write their shards", group.rank)
+        with waiting, group.together():
             if missing:
                 self._write(path, identity, group.rank == 0)
             shard = Shard(path)
             shard.check(identity)
             if not self.sparse:  # nothing was written, so there is nothing to verify
                 shard.verify_if_touched(speaks=group.rank == 0)
+            waiting.begin()
         return shard, any(group.comm.allgather(missing))
 
     def _write(self, path: Path, identity: Identity, progress: bool) -> None:

@@ -1,0 +1,195 @@
+"""The shards that are used are of the checkpoint's content, and it is read no more than needed."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from tpimpi.checkpoint import fingerprint
+from tpimpi.checkpoint.weights import Checkpoint
+from tpimpi.comm.group import Group
+from tpimpi.errors import UserError
+from tpimpi.model.config import ModelConfig
+from tpimpi.shards.shard import parse
+from tpimpi.shards.source import Source
+from tpimpi.shards.writer import ShardWriter
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def group(comm, shared_tmp, monkeypatch):
+    """All ranks with a cache of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_tmp / "cache"))
+    group = Group(comm)
+    yield group
+    group.close()
+
+
+@pytest.fixture
+def model(group, references, shared_tmp):
+    """A copy of a model that may be changed."""
+    if group.rank == 0:
+        shutil.copytree(references / "yi", shared_tmp / "model")
+    group.comm.Barrier()
+    return shared_tmp / "model"
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The tensors that are read to be hashed, in a list that grows."""
+    found, plain = [], fingerprint._hash
+    monkeypatch.setattr(
+        fingerprint, "_hash", lambda t, *more: (found.append(t), plain(t, *more))[1]
+    )
+    return found
+
+
+def cut(group, directory, folder=None):
+    shard, written = Source(group, directory, folder).shard(group)
+    shard.close()
+    return shard.path, written
+
+
+def on_rank_0(group, action):
+    """Let rank 0 do something to the model's directory."""
+    if group.rank == 0:
+        action()
+    group.comm.Barrier()
+
+
+def rewrite_rows(directory, tensor=EMBEDDING):
+    """Change rows 45 to 55 of a tensor and set its file's times back."""
+    checkpoint = Checkpoint(directory, ModelConfig.from_directory(directory))
+    found, before = checkpoint.weight(tensor), os.stat(checkpoint.weight(tensor).path)
+    checkpoint.close()
+    row = found.nbytes // found.shape[0]
+    with found.path.open("r+b") as file:
+        file.seek(found.offset + 45 * row)
+        data = np.frombuffer(file.read(10 * row), np.uint8)
+        file.seek(found.offset + 45 * row)
+        file.write((data ^ 1).tobytes())
+    os.utime(found.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert found.path.stat().st_size == before.st_size
+
+
+def embedding(path):
+    from tpimpi.shards.shard import Shard
+
+    shard = Shard(path)
+    values = shard.widened("embed")
+    shard.close()
+    return values
+
+
+def test_weights_changed_in_place_are_cut_again(group, model):
+    path, _ = cut(group, model)
+    before = embedding(path) if group.rank == 0 else None
+    on_rank_0(group, lambda: rewrite_rows(model))
+    again, written = cut(group, model)
+    assert written and again == path
+    if group.rank == 0:
+        differ = np.flatnonzero((embedding(path) != before).any(axis=1))
+        assert list(differ) == list(range(45, 55))
+    assert not cut(group, model)[1]
+
+
+def test_weights_changed_in_place_are_refused_beside_the_users_shards(group, model, shared_tmp):
+    cut(group, model, shared_tmp / "mine")
+    on_rank_0(group, lambda: rewrite_rows(model, "model.layers.1.mlp.down_proj.weight"))
+    with pytest.raises(UserError, match="another model.layers.1.mlp.down_proj.weight.*--split-bin"):
+        cut(group, model, shared_tmp / "mine")
+
+
+def test_a_first_run_reads_the_checkpoint_once(group, model, hashed, monkeypatch):
+    read, plain = [], Checkpoint.read
+    monkeypatch.setattr(
+        Checkpoint, "read", lambda self, *what: (read.append(d := plain(self, *what)), d)[1]
+    )
+    cut(group, model)
+    assert not hashed
+    if group.rank == 0:
+        checkpoint = Checkpoint(model, ModelConfig.from_directory(model))
+        assert sum(d.nbytes for d in read) == sum(t.nbytes for t in checkpoint.tensors.values())
+        checkpoint.close()
+    assert not cut(group, model)[1] and not hashed
+
+
+def test_a_touched_checkpoint_is_read_but_not_cut(group, model, hashed):
+    cut(group, model)
+    on_rank_0(group, lambda: os.utime(model / "model.safetensors"))
+    assert not cut(group, model)[1]
+    assert bool(hashed) == (group.rank == 0)
+    hashed.clear()
+    assert not cut(group, model)[1] and not hashed
+
+
+def test_a_copied_checkpoint_is_read_but_not_cut(group, model, hashed):
+    path, _ = cut(group, model)
+    copy = model.with_name("another-name")
+    on_rank_0(group, lambda: shutil.copytree(model, copy))
+    assert cut(group, copy) == (path, False)
+    assert bool(hashed) == (group.rank == 0)
+    hashed.clear()
+    assert not cut(group, copy)[1] and not cut(group, model)[1] and not hashed
+
+
+def test_a_renamed_checkpoint_is_not_even_read(group, model, hashed):
+    path, _ = cut(group, model)
+    renamed = model.with_name("another-name")
+    on_rank_0(group, lambda: model.rename(renamed))
+    assert cut(group, renamed) == (path, False) and not hashed
+
+
+def test_notes_that_are_damaged_are_not_believed(group, model, hashed):
+    path, _ = cut(group, model)
+    if group.rank == 0:
+        notes = path.parent.parent / "checkpoint.hashes"
+        text = notes.read_text()
+        notes.write_text(text[:-9] + ("0" if text[-9] != "0" else "1") + text[-8:])
+    assert not cut(group, model)[1]
+    assert bool(hashed) == (group.rank == 0)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_conversion_killed_before_its_end_goes_on(group, model, hashed, monkeypatch, changed):
+    # All ranks stop at once, after the first tensors, and nothing was noted.
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "finish", stop)
+        patch.setattr(fingerprint.TensorHashes, "save", lambda self: None)
+        with pytest.raises(KeyboardInterrupt):
+            cut(group, model)
+    folder = Source(group, model).folder
+    partial = folder / f"shard-{group.rank}-of-{group.size}.h5.partial"
+    layout = parse(partial)
+    half = len(layout.tensors) // 2
+    with partial.open("r+b") as file:
+        file.seek(layout.checksums + 8 * half)
+        file.write(bytes(8 * (len(layout.tensors) - half)))
+    if changed:
+        on_rank_0(group, lambda: rewrite_rows(model, "model.layers.0.self_attn.q_proj.weight"))
+    written, plain = [], ShardWriter.complete
+    monkeypatch.setattr(
+        ShardWriter, "complete", lambda self, i, s: (written.append(i), plain(self, i, s))[1]
+    )
+    hashed.clear()
+    path, _ = cut(group, model)
+    names = [layout.tensors[i].name for i in written if i < half]
+    assert names == (["layers/00/attn/q_proj"] if changed else [])
+    assert written[-(len(layout.tensors) - half) :] == list(range(half, len(layout.tensors)))
+    assert not cut(group, model)[1]
+
+
+def test_a_checkpoint_that_changes_while_it_is_cut_is_refused(group, model, monkeypatch):
+    plain = Checkpoint.read
+    monkeypatch.setattr(
+        Checkpoint, "read",
+        lambda self, *what: (os.utime(model / "model.safetensors"), plain(self, *what))[1],
+    )  # fmt: skip
+    with pytest.raises(UserError, match="changed while it was read"):
+        cut(group, model)
+    monkeypatch.undo()
