@@ -50,6 +50,24 @@ def test_missing_and_broken(tmp_path):
             load_tokenizer(tmp_path, config)
 
 
+def test_a_byte_of_a_sentencepiece_model_flips(tmp_path):
+    """What the library doesn't find is found before the first text, or does no harm."""
+    config, model = changed(tmp_path), (DEMO / "tokenizer.model").read_bytes()
+    found = 0
+    for at in range(0, len(model), 97):
+        content = bytearray(model)
+        content[at] ^= 0xC0
+        (tmp_path / "tokenizer.model").write_bytes(content)
+        try:
+            tokenizer = load_tokenizer(tmp_path, config)
+        except UserError:
+            found += 1
+            continue
+        tokenizer.decode(range(tokenizer.vocab_size))
+        tokenizer.encode("the quick <s> é 😀")
+    assert found > 50
+
+
 def test_a_tiktoken_vocabulary(tmp_path):
     said = refused(tmp_path, "tokenizer.model", b"IQ== 0\nIg== 1\nIw== 2\n")
     assert "tiktoken" in said and "fetch tokenizer.json" in said
@@ -105,7 +123,7 @@ def test_a_megabyte_of_one_character(tokenizers, letter):
         begin = time.perf_counter()
         with pytest.raises(UserError, match="at most 64 can be taken; shorten it"):
             tokenizer.encode(text, most=64)
-        assert time.perf_counter() - begin < 2
+        assert time.perf_counter() - begin < 5  # seconds; less than 1 where nothing else runs
         begin = time.perf_counter()
         assert len(tokenizer.encode(text)) > 64
         assert time.perf_counter() - begin < 20  # seconds; less than 2 where nothing else runs

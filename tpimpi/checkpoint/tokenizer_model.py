@@ -20,6 +20,7 @@ from tpimpi.model.config import ModelConfig
 # Text is put after one of these, so that sentencepiece adds no space of its own to it: one that no
 # piece has in it, or, where bytes are no pieces, a newline.
 _GUARDS = ("\ue000", "\n")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _BLANKS = re.compile("[ \t-\r\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
 _BLANKS_BUT_SPACE = re.compile(_BLANKS.pattern.replace(" ", ""))
 
@@ -196,10 +197,13 @@ def _parsed(path: Path) -> Any:
         )
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        if model.get_piece_size():
+        # The library looks at a piece's text no earlier than it is asked for.
+        pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+        wrong = [p for i, p in enumerate(pieces) if model.is_byte(i) and not _BYTE.fullmatch(p)]
+        if pieces and not wrong:
             return model
-        reason = "it has no pieces"
-    except Exception as error:  # the library raises bare RuntimeError
+        reason = f"it has a byte {wrong[0]!r}" if wrong else "it has no pieces"
+    except (RuntimeError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(f"{path} can't be read ({reason}); fetch it again")
 
