@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from vocabularies import DEMO, as_json, byte_level, changed
 
@@ -68,9 +68,9 @@ def test_text_streams_as_its_library_decodes(kinds, kind, text, cut):
     tokenizer, text = kinds[kind], text + "\ufffd" * (cut % 3)
     ids = tokenizer.encode(text, add_bos=False)
     coder = tokenizer._coder
-    # (Each special token in a text has its own way with spaces; here is none.)
+    assume(not any(name in text for name in tokenizer.special_ids))  # no text, but sentencepiece's
     expected = (coder._pieces if kind == "tokenizer.model" else coder._fast).decode(ids)
-    if kind != "words" and "<" not in text:
+    if kind != "words":
         # Transformers' Llama class takes the first space for the one that it puts there itself.
         spaced = text if kind == "byte level" else text.replace("\u2581", " ")
         assert spaced in (expected, " " + expected)
