@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tpimpi.checkpoint.text_stream import TextStream, check_stops
-from tpimpi.checkpoint.tokenizer_files import read_settings
+from tpimpi.checkpoint.tokenizer_files import read_settings, switch
 from tpimpi.checkpoint.tokenizer_json import JsonTokenizer
 from tpimpi.checkpoint.tokenizer_model import SentencePieceTokenizer
 from tpimpi.checkpoint.tokenizer_text import Decoding
@@ -89,6 +89,8 @@ def load_tokenizer(directory: str | Path, config: ModelConfig) -> Tokenizer:
     """Return the tokenizer of a Hugging Face directory. Raises UserError."""
     directory = Path(directory)
     settings = read_settings(directory, "tokenizer_config.json")
+    for key in ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy"):
+        switch(f"{directory}: tokenizer_config.json", settings, key, False)
     model = read_settings(directory, "config.json")
     kind = str(settings.get("tokenizer_class") or model.get("tokenizer_class"))
     kind, llama = kind.removesuffix("Fast"), model.get("model_type") == "llama"

@@ -83,7 +83,7 @@ def listed_tokens(
     by_text = {token.content: token for token in numbered}
     found = {
         key: by_text.get(_content(value)) or _token(f"{where}: {key}", value)
-        for key, value in named.items()
+        for key, value in sorted(named.items(), key=_rank)
         if value is not None
     }
     others = list(own)
@@ -97,6 +97,11 @@ def listed_tokens(
         tokens[token.content] = replace(tokens[token.content], special=True)
     tokens.pop("", None)
     return Listed(tuple(tokens.values()), {key: token.content for key, token in found.items()})
+
+
+def _rank(item: tuple[str, Any]) -> int:
+    """Return the place of a named token: the usual ones first, then others as they come."""
+    return _NAMED.index(item[0]) if item[0] in _NAMED else len(_NAMED)
 
 
 def _content(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from tpimpi.model.config import ModelConfig
 # Text is put after one of these, so that sentencepiece adds no space of its own to it: one that no
 # piece has in it, or, where bytes are no pieces, a newline.
 _GUARDS = ("\ue000", "\n")
-_BLANKS = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_BLANKS = re.compile("[ \t-\r\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+_BLANKS_BUT_SPACE = re.compile(_BLANKS.pattern.replace(" ", ""))
 
 
 class SentencePieceTokenizer:
@@ -35,20 +38,20 @@ class SentencePieceTokenizer:
         settings = read_settings(directory, "tokenizer_config.json")
         where = f"{directory}: tokenizer_config.json"
         self._size = self._pieces.get_piece_size()
-        as_llama = llama and kind == "LlamaTokenizer"
-        self._legacy = switch(where, settings, "legacy", not as_llama)
-        self._own_way = self._legacy and not as_llama
+        self._llama = llama and kind == "LlamaTokenizer"
+        self._legacy = switch(where, settings, "legacy", not self._llama)
+        self._own_way = self._legacy and not self._llama
         dummy = self._pieces.normalize("x").startswith(SPACE)
         prefix = switch(where, settings, "add_prefix_space", True)
         prefix = prefix or settings.get("add_prefix_space") is None
-        self._prefix = prefix if as_llama else dummy
+        self._prefix = prefix if self._llama else dummy
         self._guard, self._guard_ids = "", []
         for guard in _GUARDS:
             ids = self._pieces.encode(guard)
             if not self._guard and self._pieces.decode(ids) == guard:
                 self._guard, self._guard_ids = guard, ids
         self._strip = int(self._prefix if self._guard else dummy)
-        named = self._add(directory, settings, as_llama)
+        named = self._add(directory, settings)
         bos = self._ids.get(named.get("bos_token", ""), config.bos_token_id)
         eos = self._ids.get(named.get("eos_token", ""))
         # Transformers 5 adds none to a Llama tokenizer whose settings don't ask for it.
@@ -58,7 +61,7 @@ class SentencePieceTokenizer:
         self._before = [] if bos is None else [bos]
         self._after = [] if eos is None else [eos]
 
-    def _add(self, directory: Path, settings: dict[str, Any], as_llama: bool) -> dict[str, str]:
+    def _add(self, directory: Path, settings: dict[str, Any]) -> dict[str, str]:
         """Give all tokens that are taken whole their ids; return the text of the named ones."""
         own = self._pieces
         ids = {"bos_token": own.bos_id(), "eos_token": own.eos_id(), "unk_token": own.unk_id()}
@@ -68,10 +71,13 @@ class SentencePieceTokenizer:
         marked = [i for i in marked if own.is_control(i) or not self._own_way]
         pieces = [AddedToken(own.id_to_piece(i), own.is_control(i)) for i in marked]
         listed = listed_tokens(directory, settings, pieces, names)
-        self._tokens = {token.content: token for token in listed.tokens}
+        tokens = listed.tokens
+        if not self._llama and self._prefix:  # each text between these begins anew, with a space
+            tokens = [t if t.id is None else replace(t, normalized=False) for t in tokens]
+        self._tokens = {token.content: token for token in tokens}
         self._ids: dict[str, int] = {}
         end = self._size
-        for token in listed.tokens:
+        for token in tokens:
             given = own.piece_to_id(token.content)
             if own.id_to_piece(given) != token.content:
                 # The file may name a piece anew that the model only keeps a place for.
@@ -86,7 +92,7 @@ class SentencePieceTokenizer:
         self._patterns = [
             "|".join(
                 re.escape(token.content)
-                for token in sorted(listed.tokens, key=lambda t: len(t.content), reverse=True)
+                for token in sorted(tokens, key=lambda t: len(t.content), reverse=True)
                 if token.normalized == normalized
             )
             for normalized in (False, True)
@@ -120,11 +126,13 @@ class SentencePieceTokenizer:
             beside = (text[start - 1 : start], text[stop : stop + 1])
             if token.single_word and any(map(_is_word, beside)):
                 continue
+            # Outside the Llama class, a normalized token is looked for when spaces are pieces.
+            blanks = _BLANKS_BUT_SPACE if token.normalized and not self._llama else _BLANKS
             if token.lstrip:
-                while start > end and _BLANKS.fullmatch(text, start - 1, start):
+                while start > end and blanks.fullmatch(text, start - 1, start):
                     start -= 1
             if token.rstrip:
-                stop = _BLANKS.match(text, stop).end()
+                stop = blanks.match(text, stop).end()
             if start > end:
                 yield end, text[end:start]
             yield start, self._ids[token.content]
@@ -189,10 +197,13 @@ def _parsed(path: Path) -> Any:
         )
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        if model.get_piece_size():
+        # The library looks at a piece's text no earlier than it is asked for.
+        pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+        wrong = [p for i, p in enumerate(pieces) if model.is_byte(i) and not _BYTE.fullmatch(p)]
+        if pieces and not wrong:
             return model
-        reason = "it has no pieces"
-    except Exception as error:  # the library raises bare RuntimeError
+        reason = f"it has a byte {wrong[0]!r}" if wrong else "it has no pieces"
+    except (RuntimeError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(f"{path} can't be read ({reason}); fetch it again")
 
