@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tpimpi.errors import UserError
+
 
 def cache_directory() -> Path:
-    """Return the user's cache directory of tpimpi."""
+    """Return the user's cache directory of tpimpi. Raises UserError where there is no home."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise UserError("there is no home folder for the cache; set XDG_CACHE_HOME to a folder")
     return Path(base) / "tpimpi"
 
 

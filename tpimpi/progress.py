@@ -18,18 +18,22 @@ EVERY_SECONDS = 2.0
 class Progress:
     """Tell how much of `total` is done; `total` counts bytes, or what `unit` names.
 
-    Where `speaks` is false, as on ranks other than 0, nothing is told.
+    Where `speaks` is false, as on ranks other than 0, nothing is told. Where the units are not
+    `even`, but take very different times, no rate and no time left are told.
     """
 
-    def __init__(self, title: str, total: int, unit: str = "B", speaks: bool = True):
+    def __init__(
+        self, title: str, total: int, unit: str = "B", speaks: bool = True, even: bool = True
+    ):
         self._title, self._total, self._unit = title, total, unit
         self._done, self._start = 0, time.monotonic()
-        self._speaks, self._last = speaks, self._start
+        self._speaks, self._last, self._even = speaks, self._start, even
         self._bar = None
         if speaks and sys.stderr is not None and sys.stderr.isatty():
+            plain = "{l_bar}{bar}| {n_fmt} of {total_fmt} {unit}"
             self._bar = tqdm(
                 total=total, desc=title, unit=unit, unit_scale=unit == "B", unit_divisor=1024,
-                leave=False,
+                leave=False, bar_format=None if even else plain,
             )  # fmt: skip
 
     def __enter__(self) -> Progress:
@@ -57,7 +61,7 @@ class Progress:
         else:
             text = f"{self._title}: {self._done} of {self._total} {self._unit}"
             pace = f"{self._done / seconds:.3g} a second"
-        if not self._done:
+        if not self._done or not self._even:
             return text
         left = seconds * (self._total - self._done) / self._done
         return f"{text}, {pace}, {duration(left)} left"
