@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```\n", "```\n"
 # From the ground up, as imports run; what stands beside the wings comes first.
 WINGS = ("comm", "model", "checkpoint", "shards", "tape", "memory", "engine", "bench", "commands")
-BESIDE = ("errors", "units", "paths", "console", "progress", "launch", "cli")
+BESIDE = (
+    "errors", "units", "paths", "console", "progress", "numba_settings", "launch", "cli",
+)  # fmt: skip
 OTHERS = """\
 scripts/             quickstart, test; random checkpoints, the demo model, other programs
 hostfiles/           examples for MPICH and Open MPI
