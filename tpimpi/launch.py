@@ -1,23 +1,23 @@
 """What must be settled before MPI and numba load: waiting, the sums' algorithm, caches.
 
-Nothing that the user has set in the environment is changed.
+Nothing that the user has set in the environment is changed, but that a NUMBA_CACHE_DIR gets a
+folder for these kernels in it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
 
+from tpimpi import numba_settings
 from tpimpi.errors import MachineError
-from tpimpi.paths import cache_directory
 
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
 _WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
 
 # Both MPIs choose another algorithm, and so another order of addition, for another message size.
 # Recursive doubling for all makes a token's sums the same alone and in a prompt of many.
@@ -54,11 +54,16 @@ def _first_number(names: tuple[str, ...], default: int) -> int:
     return default
 
 
-def available_cores() -> int:
-    """Return the cores that this process may use."""
+def allowed_cores() -> set[int]:
+    """Return the numbers of the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(allowed_cores())
 
 
 def launched_rank() -> int:
@@ -66,25 +71,14 @@ def launched_rank() -> int:
     return _first_number(_RANKS, 0)
 
 
+def launched_local_rank() -> int:
+    """Return this process's number on its node according to its launcher, without MPI."""
+    return _first_number(_LOCAL_RANKS, 0)
+
+
 def launched_size() -> int:
     """Return how many ranks the launcher says it started, without MPI."""
     return max(_first_number((name,), 1) for name in _WORLD_SIZES)
-
-
-def _kernel_hash() -> str:
-    # numba's cache doesn't see edits in another file, so its folder is named after all of them.
-    digest = hashlib.sha256(sys.version.encode())
-    for package in ("numba", "llvmlite"):  # found, not imported: the environment comes first
-        origin = importlib.util.find_spec(package).origin
-        digest.update(Path(origin).with_name("_version.py").read_bytes())
-    for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
-        digest.update(os.environ.get(name, "").encode())
-    import tpimpi.kernels
-
-    for folder in tpimpi.kernels.__path__:
-        for source in sorted(Path(folder).glob("*.py")):
-            digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _wake_punctually() -> None:
@@ -97,11 +91,14 @@ def _wake_punctually() -> None:
 
 
 def prepare(threads: int | None) -> int:
-    """Set the environment for MPI and numba; return the number of threads of this rank."""
+    """Set the environment for MPI and numba; return the number of threads of this rank.
+
+    None stands for the cores of the node / ranks on it. Raises UserError.
+    """
     local = _first_number(_LOCAL_SIZES, 1)
     cores = available_cores()
-    if threads is None:
-        threads = max(1, cores // local)
+    asked = threads is not None
+    threads = numba_settings.settle(threads or max(1, cores // local), asked, cores)
     settings = _SAME_SUMS | _WAITING
     if local * threads <= cores:
         settings |= _LINGERING
@@ -110,10 +107,7 @@ def prepare(threads: int | None) -> int:
         _wake_punctually()
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("NUMBA_NUM_THREADS", str(max(threads, cores)))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would only spin
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_directory() / "numba" / _kernel_hash()))
-    os.environ.setdefault("NUMBA_THREADING_LAYER", "omp" if sys.platform == "linux" else "default")
     return threads
 
 
