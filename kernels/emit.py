@@ -8,7 +8,10 @@ from numba.core.registry import cpu_target
 
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
-_TRIPLE, _CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+# numba documents no way to ask what it compiles for; its caches have this tuple in their keys.
+# Tried with numba 0.68.
+TARGET = cpu_target.target_context.codegen().magic_tuple()  # triple, CPU, its features
+_TRIPLE, _CPU, _FEATURES = TARGET
 HAS_AVX, HAS_AVX512 = "+avx" in _FEATURES, "+avx512f" in _FEATURES
 IS_ARM = _TRIPLE.startswith(("aarch64", "arm64"))
 IS_ZEN = _CPU.startswith("znver")

@@ -2,13 +2,16 @@
 
 numba's cache mixes the signatures of one function up when processes race for it, so every variant
 gets a name, and so a cache file, of its own. It is compiled when it is first asked for, never on
-import: the compiler's memory is for a process that then ends, see `tpimpi.engine.warmup`.
+import: the compiler's memory is for processes that then end, see `tpimpi.engine.compilation`.
+
+numba documents no way to cache a function under another name. That a copy of a function is cached
+by its own `__qualname__` was tried with numba 0.68.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from types import FunctionType
 
 from numba import njit, types
@@ -16,6 +19,7 @@ from numba import njit, types
 MANY = 32  # tokens from which a second thread pays for work of about a microsecond a token
 
 _compiled: dict[tuple, Callable] = {}
+_recipes: dict[str, Callable[[], Callable]] | None = None  # of those asked for, while recording
 
 
 def variant(body: Callable, name: str, arguments: tuple, parallel: bool = False) -> Callable:
@@ -24,11 +28,33 @@ def variant(body: Callable, name: str, arguments: tuple, parallel: bool = False)
     kernel = _compiled.get(key)
     if kernel is None:
         full = f"{name}{body.__name__}"
-        function = FunctionType(body.__code__, body.__globals__, full)
-        function.__qualname__ = full
-        compiler = njit(types.void(*arguments), nogil=True, cache=True, parallel=parallel)
-        kernel = _compiled[key] = compiler(function)
+        compiling = partial(_compile, body, full, arguments, parallel)
+        if _recipes is not None:
+            _recipes[full] = compiling
+            return _nothing
+        kernel = _compiled[key] = compiling()
     return kernel
+
+
+def _compile(body: Callable, full: str, arguments: tuple, parallel: bool) -> Callable:
+    function = FunctionType(body.__code__, body.__globals__, full)
+    function.__qualname__ = full
+    compiler = njit(types.void(*arguments), nogil=True, cache=True, parallel=parallel)
+    return compiler(function)
+
+
+def _nothing(*_) -> None:
+    pass
+
+
+def record() -> dict[str, Callable[[], Callable]]:
+    """Let every kernel do nothing from now on, and return what would compile those asked for.
+
+    For a process that only compiles: names with their recipes appear as kernels are called.
+    """
+    global _recipes
+    _recipes = {}
+    return _recipes
 
 
 class Kernel:

@@ -36,3 +36,9 @@ prepare() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extras]"
     cp "$root/setup.cfg" "$stamp"
 }
+
+# All that any run may need, so that none has to wait; it is quick when all is there.
+compile_kernels() {
+    # Python puts the current folder first on its path: one where no other `tpimpi` can lie.
+    (cd "$root" && "$venv/bin/python" -m tpimpi.engine.compilation)
+}

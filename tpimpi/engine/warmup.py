@@ -1,47 +1,75 @@
-"""Compile every kernel before it is needed, in a process that then ends.
+"""Load every kernel before it is needed, on all ranks, from numba's cache.
 
-The compiler needs more memory than many models' plans have, and what it took once stays in a
-process's peak. So one rank of each node lets a child compile into numba's cache
-(`python -m tpimpi.engine.warmup THREADS ENCODING...`), and all ranks then load from there.
+What isn't there yet is compiled first, on each node once, see `compilation`.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
+from tpimpi import launch
+from tpimpi.comm.group import Group
+from tpimpi.console import say
+from tpimpi.engine.compilation import compile_missing
+from tpimpi.errors import MachineError, UserError, describe
 from tpimpi.memory.process import release, unwritten_parts
+from tpimpi.progress import EVERY_SECONDS
 
 HEAD_DIM = 32  # a multiple of 16, as values are padded to
+NAPS = (0.0005, 0.02)  # seconds between two looks whether all ranks are here
 
 
-def warm_up(node, encodings: Iterable[str], threads: int) -> None:
-    """Load every kernel for these encodings on all ranks of `node`, a communicator (collective)."""
+def warm_up(group: Group, encodings: Iterable[str], threads: int) -> None:
+    """Load every kernel for these encodings (collective). Raises UserError, MachineError."""
     names = sorted(encodings)
-    if node.rank == 0:
-        _compile_in_child(names, threads)
-    node.Barrier()
+    with group.together():
+        _start_threads(threads)
+    cores = set().union(*group.node.allgather(launch.allowed_cores()))
+    error: Exception | None = None
+    if group.node.rank == 0:
+        try:
+            compile_missing(names, [min(threads, 2)], cores, group.rank == 0)
+        except (UserError, MachineError) as e:
+            error = e
+        except OSError as e:
+            error = MachineError(f"the kernels can't be compiled: {describe(e)}")
+    _rest_until_all_are_here(group)
+    group.agree(error)
     call_kernels(names, threads)
-    node.Barrier()
+    group.node.Barrier()
 
 
-def _compile_in_child(encodings: list[str], threads: int) -> None:
-    mode = "threads" if threads > 1 else "serial"
-    stamp = Path(os.environ["NUMBA_CACHE_DIR"]) / f"{mode}-{'-'.join(encodings)}.compiled"
-    if stamp.exists():
+def _start_threads(threads: int) -> None:
+    """Let numba start the threads, before time is spent on compiling for them."""
+    if threads == 1:
         return
-    # The launcher's variables would make the child believe to be a rank.
-    launcher = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "MPI_", "SLURM_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
-    command = [sys.executable, "-m", "tpimpi.engine.warmup", str(threads), *encodings]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
-    if done.returncode == 0:  # else the rank itself compiles, and says what is wrong
-        stamp.touch()
+    import numba
+
+    try:
+        numba.set_num_threads(threads)
+    except ValueError as error:  # such as a layer that is not installed
+        layer = os.environ.get("NUMBA_THREADING_LAYER", "default")
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"numba can't start {threads} threads with NUMBA_THREADING_LAYER={layer}: {said}; "
+            "name another layer, or take --threads 1"
+        ) from None
+
+
+def _rest_until_all_are_here(group: Group) -> None:
+    """Sleep while others compile: MPI's own waiting would take the cores from them (collective)."""
+    request, nap = group.comm.Ibarrier(), NAPS[0]
+    told = time.monotonic()
+    while not request.Test():
+        time.sleep(nap)
+        nap = min(1.5 * nap, NAPS[1])
+        if group.rank == 0 and time.monotonic() - told > EVERY_SECONDS:
+            told = time.monotonic()
+            say("waiting for other machines to compile their kernels")
 
 
 def call_kernels(encodings: Iterable[str], threads: int) -> None:
@@ -49,13 +77,9 @@ def call_kernels(encodings: Iterable[str], threads: int) -> None:
 
     The compiler's library, some 60 MiB, also loads compiled kernels, and is of no use afterwards.
     """
-    import numba
-
     from tpimpi.kernels.matmul import FEW
     from tpimpi.kernels.variants import MANY
 
-    if threads > 1:
-        numba.set_num_threads(threads)
     compiler = unwritten_parts("libllvmlite")
     release(compiler)
     for tokens in (1, max(MANY, FEW + 1)):  # at most a page
@@ -89,7 +113,3 @@ def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None
     yield append_kv(heads, heads, keys, values, table, positions, slots, threads)
     yield attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
                     np.float32(1), threads)  # fmt: skip
-
-
-if __name__ == "__main__":
-    call_kernels(sys.argv[2:], int(sys.argv[1]))

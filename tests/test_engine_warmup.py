@@ -1,0 +1,123 @@
+"""Compiling: on all cores, each kernel once, from the right sources; told when it fails."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tpimpi.comm.group import Group
+from tpimpi.engine import compilation, warmup
+from tpimpi.errors import MachineError
+
+KERNELS = {"matmul_f16_few", "matmul_f16_many", "attention", "append_kv_append", "rmsnorm",
+           "rope", "silu_gate"}  # fmt: skip
+
+
+def test_long_kernels_come_first_and_variants_stay_together():
+    names = ["rope_serial", "matmul_bf16_few_serial", "attention_serial", "rope_parallel"]
+    assert compilation._jobs(names) == [
+        ["attention_serial"], ["matmul_bf16_few_serial"], ["rope_serial", "rope_parallel"],
+    ]  # fmt: skip
+
+
+def test_cold_cache(monkeypatch, tmp_path, capfd):
+    # Another `tpimpi` in the current folder must not be what is compiled.
+    (tmp_path / "tpimpi").mkdir()
+    (tmp_path / "tpimpi" / "__init__.py").write_text("raise SystemExit('another tpimpi')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    # Without the kernel that takes as long as all others together.
+    shorter = "import tpimpi.kernels.attention as a; a.attention = lambda *_: None\nserve("
+    monkeypatch.setattr(compilation, "_PROGRAM", compilation._PROGRAM.replace("serve(", shorter))
+    monkeypatch.setattr("tpimpi.progress.EVERY_SECONDS", 0.0)
+    compilation.compile_missing(["f16"], [1], {0, 1}, True)
+    written = [path.name for path in (tmp_path / "cache").rglob("*.nb?")]
+    modules = {name.split(".")[1].split("-")[0] for name in written}
+    assert modules == {f"{kernel}_serial" for kernel in KERNELS - {"attention"}}
+    assert len(written) == 2 * len(modules)  # an index and one signature each
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tpimpi: ")]
+    assert "tpimpi: compiling kernels for this CPU, once: 1 of 6 kernels" in lines
+    assert lines[-1] == "tpimpi: compiling kernels for this CPU, once: 6 of 6 kernels"
+
+    def no_more(*_, **__):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", no_more)
+    compilation.compile_missing(["f16"], [1], {0, 1}, True)
+
+
+def test_a_stamp_knows_mode_encoding_cpu_and_place(monkeypatch, tmp_path):
+    from tpimpi.kernels import emit
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    stamps = {compilation._stamp(mode, encoding) for mode in (1, 2) for encoding in ("f16", "f32")}
+    monkeypatch.setattr(emit, "TARGET", (*emit.TARGET[:2], emit.TARGET[2] + ",+new"))
+    stamps.add(compilation._stamp(1, "f16"))
+    monkeypatch.setattr(compilation, "_files", lambda: ["elsewhere"])
+    stamps.add(compilation._stamp(1, "f16"))
+    assert len(stamps) == 6
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("raise ValueError('first line\\nlast line')", "failed: last line"),
+        ("import os; os.kill(os.getpid(), 9)", "memory is short"),
+        ("import os; os.abort()", "SIGABRT"),
+        ("pass", "it said nothing"),
+    ],
+)
+def test_a_child_that_dies_is_told(monkeypatch, tmp_path, program, words):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compilation, "_PROGRAM", program)
+    with pytest.raises(MachineError, match=words):
+        compilation.compile_missing(["f16"], [1], {0, 1}, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_child_with_other_sources_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    program = compilation._PROGRAM.replace("{files!r}", "['another tpimpi']")
+    monkeypatch.setattr(compilation, "_PROGRAM", program)
+    with pytest.raises(MachineError, match="other files .* than .'another tpimpi'"):
+        compilation.compile_missing(["f16"], [1], {0, 1}, False)
+
+
+def test_children_are_no_more_when_the_parent_is_interrupted(monkeypatch):
+    monkeypatch.setattr(compilation, "_PROGRAM", "import time; time.sleep(100)")
+    with pytest.raises(KeyboardInterrupt), compilation._Child([], [0]) as child:
+        raise KeyboardInterrupt
+    assert child._process.returncode is not None
+
+
+def test_a_child_goes_when_its_parent_has_gone():
+    with compilation._Child([(1, "f16")], [0]) as child:
+        assert {name.removesuffix("_serial") for name in child.answer()} == KERNELS
+        child.give(["attention_serial"])
+        child._process.stdin.close()  # as happens when a parent is killed
+        assert child._process.wait(timeout=30) == 0
+
+
+def test_a_failure_on_one_rank_is_raised_on_all(monkeypatch, comm):
+    def fail(*_):
+        raise MachineError("no compiler")
+
+    monkeypatch.setattr(warmup, "compile_missing", fail)
+    group = Group(comm)
+    with pytest.raises(MachineError, match="no compiler") as caught:
+        warmup.warm_up(group, ["f16"], 1)
+    assert caught.value.agreed
+    group.close()
+
+
+def test_the_child_gets_no_rank_from_the_launcher(monkeypatch):
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    program = "import os; print([n for n in os.environ if n[:3] in ('PMI', 'OMP')].__repr__())"
+    monkeypatch.setattr(compilation, "_PROGRAM", program.replace("'OMP'", "'OMPI_'"))
+    with compilation._Child([], [0]) as child:
+        assert child.answer() == []
+
+
+def test_the_kernels_lie_where_the_stamps_say():
+    assert Path(compilation._files()[1]).joinpath("variants.py").exists()

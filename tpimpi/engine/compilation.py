@@ -1,0 +1,219 @@
+"""Compile kernels into numba's cache: in child processes, on all cores, each kernel in one of them.
+
+The compiler needs more memory than many models' plans have, and what it took once stays in a
+process's peak: so processes compile that then end. Each finds out which kernels there are by
+calling them, and compiles those that its parent names, one line at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import tpimpi
+import tpimpi.kernels
+from tpimpi.console import say
+from tpimpi.errors import MachineError
+from tpimpi.launch import allowed_cores
+from tpimpi.memory.process import free_memory
+from tpimpi.numba_settings import cache_is_temporary
+from tpimpi.progress import Progress
+from tpimpi.units import MIB, size
+
+CHILD_BYTES = 400 * MIB  # that a compiling process takes at most
+LONG = ("attention", "matmul")  # what the compiler is busy with longest, first
+MOST_CHILDREN = 8  # there are hardly more kernels
+LOOK_SECONDS = 0.2
+
+# The launcher's variables would make a child believe to be a rank.
+_LAUNCHERS = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "MPI_", "SLURM_")
+
+# With -c Python puts the current folder first on its path: a folder `tpimpi` there is another's.
+_PROGRAM = """\
+import sys
+sys.path[:] = {path!r}
+from tpimpi.engine.compilation import serve
+serve({files!r}, {cores!r}, {pairs!r})
+"""
+
+
+def compile_missing(
+    encodings: Iterable[str], modes: Iterable[int], cores: Collection[int], speaks: bool
+) -> None:
+    """Compile what is not yet in numba's cache for these encodings, with 1 thread, with 2, or both.
+
+    Other programs may do the same at the same time: what they write is equal. Raises MachineError.
+    """
+    stamps = {(m, e): _stamp(m, e) for m in sorted(modes) for e in sorted(encodings)}
+    missing = [pair for pair, stamp in stamps.items() if not stamp.exists()]
+    if missing:
+        if speaks and cache_is_temporary():
+            say(
+                f"the cache can't be written, so compiled kernels are kept in "
+                f"{os.environ['NUMBA_CACHE_DIR']}; set XDG_CACHE_HOME to a folder that can"
+            )
+        _compile(missing, cores, speaks)
+        for pair in missing:
+            stamps[pair].touch()
+
+
+def _stamp(mode: int, encoding: str) -> Path:
+    """Return the file that tells that numba's cache has this mode's kernels for this CPU."""
+    from tpimpi.kernels.emit import TARGET
+
+    cpu = hashlib.sha256(repr((TARGET, _files())).encode()).hexdigest()[:16]
+    name = f"{'serial' if mode == 1 else 'threads'}-{encoding}-{cpu}.compiled"
+    return Path(os.environ["NUMBA_CACHE_DIR"]) / name
+
+
+def _files() -> list[str]:
+    """Return where the program and its kernels lie: numba keeps a cache for each such place."""
+    return [tpimpi.__file__, *tpimpi.kernels.__path__]
+
+
+def _compile(pairs: list[tuple[int, str]], cores: Collection[int], speaks: bool) -> None:
+    free = free_memory()
+    free_bytes = free.node if free.cgroup is None else min(free.node, free.cgroup)
+    count = max(1, min(MOST_CHILDREN, len(cores), free_bytes // CHILD_BYTES))
+    with contextlib.ExitStack() as stack:
+        _hand_out([stack.enter_context(_Child(pairs, cores)) for _ in range(count)], speaks)
+
+
+def _hand_out(children: list[_Child], speaks: bool) -> None:
+    """Give each child a job when it has done its last, until all is compiled."""
+    kernels = children[0].answer()
+    jobs, done = _jobs(kernels), 0
+    children[0].give(jobs.pop(0))
+    title = "compiling kernels for this CPU, once"
+    with (
+        selectors.DefaultSelector() as selector,
+        Progress(title, len(kernels), "kernels", speaks, even=False) as progress,
+    ):
+        for child in children:
+            selector.register(child.answers, selectors.EVENT_READ, child)
+        while done < len(kernels):
+            progress.update()
+            for key, _ in selector.select(LOOK_SECONDS):
+                child: _Child = key.data
+                finished = min(len(child.answer()), child.left)  # all names come first, none done
+                done += finished
+                progress.update(finished)
+                child.left -= finished
+                if child.left == 0 and jobs:
+                    child.give(jobs.pop(0))
+
+
+def _jobs(kernels: Iterable[str]) -> list[list[str]]:
+    """Put the variants of a kernel together, as they share functions; the longest come first."""
+    jobs: dict[str, list[str]] = {}
+    for name in kernels:
+        jobs.setdefault(name.rpartition("_")[0], []).append(name)
+    order = {name: LONG.index(word) for name in jobs for word in LONG if name.startswith(word)}
+    return sorted(
+        jobs.values(), key=lambda names: order.get(names[0].rpartition("_")[0], len(LONG))
+    )
+
+
+class _Child:
+    """A compiling process; at the end of the `with` block it is no more."""
+
+    def __init__(self, pairs: list[tuple[int, str]], cores: Collection[int]):
+        program = _PROGRAM.format(path=sys.path, files=_files(), cores=sorted(cores), pairs=pairs)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the child is left
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+        )  # fmt: skip
+        self.answers = self._process.stdout
+        self.left = 0  # kernels that it still compiles
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            pipe.close()
+
+    def give(self, names: list[str]) -> None:
+        """Let it compile these kernels."""
+        self.left = len(names)
+        try:
+            self._process.stdin.write("".join(f"{name}\n" for name in names).encode())
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def answer(self) -> list[str]:
+        """Return what it says next: at first all kernels' names, then one that it has compiled."""
+        line = self.answers.readline()
+        if not line.endswith(b"\n"):
+            raise self._failure()
+        return json.loads(line)
+
+    def _failure(self) -> MachineError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+        if code == -signal.SIGKILL:
+            last = f"it was killed, as is done where memory is short; it needs {size(CHILD_BYTES)}"
+        elif code < 0:
+            last = f"{signal.Signals(-code).name}: {last}"
+        return MachineError(f"a process that compiled the kernels failed: {last}")
+
+
+def serve(files: list[str], cores: list[int], pairs: list[tuple[int, str]]) -> None:
+    """Tell the kernels' names, then compile what is asked for, in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and kills this one
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if _files() != files:
+        sys.exit(f"this process found other files of the program, {_files()}, than {files}")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    names: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(names,), daemon=True).start()
+    from tpimpi.engine.warmup import call_kernels
+    from tpimpi.kernels import variants
+
+    recipes = variants.record()
+    for mode, encoding in pairs:
+        call_kernels([encoding], mode)
+    print(json.dumps(list(recipes)), file=answers, flush=True)
+    while True:
+        name = names.get()
+        recipes[name]()
+        print(json.dumps([name]), file=answers, flush=True)
+
+
+def _listen(names: queue.SimpleQueue[str]) -> None:
+    """Pass on what the parent asks for; when it has gone, go, whatever is being compiled."""
+    for line in sys.stdin:
+        names.put(line.strip())
+    os._exit(0)
+
+
+def main() -> None:
+    """Compile all kernels that any run may need, as `scripts/quickstart` does beforehand."""
+    from tpimpi import launch
+    from tpimpi.model.encoding import ENCODINGS
+
+    launch.prepare(None)
+    compile_missing(ENCODINGS, (1, 2), allowed_cores(), True)
+
+
+if __name__ == "__main__":
+    main()
