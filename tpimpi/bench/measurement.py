@@ -44,7 +44,7 @@ class Bench:
     def warm_up(self) -> str:
         """Load the kernels, so that plans know the whole process; return the weights' encoding."""
         shard = self._shard()
-        warm_up(self.group.node, {tensor.encoding for tensor in shard.tensors}, self.threads)
+        warm_up(self.group, {tensor.encoding for tensor in shard.tensors}, self.threads)
         shard.close()
         return shard["head"].encoding
 

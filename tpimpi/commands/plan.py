@@ -81,7 +81,7 @@ def run(options: Options, group, threads: int) -> None:
     work = Work(max(1, context // 2), context)
     tapes = [tape_layout(pieces(config, mine), encoding_of) for mine in partition.ranks]
     encodings = {tensor.encoding for tape in tapes for tensor in tape.values()}
-    warm_up(group.node, encodings, threads)
+    warm_up(group, encodings, threads)
     group.warm_up()
     plans, requests = _plans(group, config, partition, tapes, options.memory, work, threads)
     rates = group.comm.gather(read_rates(group, folder, threads))  # last: it takes memory itself

@@ -59,7 +59,7 @@ def load(
     config, mine = source.config, source.partition.ranks[group.rank]
     names = [piece.name for piece in pieces(config, mine) if piece.streamed]
     stored = {name: shard[name] for name in names}
-    warm_up(group.node, {tensor.encoding for tensor in shard.tensors}, threads)
+    warm_up(group, {tensor.encoding for tensor in shard.tensors}, threads)
     group.warm_up()
     plan = plan_memory(group, needs_of(config, mine, stored, work, threads), request, work)
     # Spinning would take from readers what the disk's driver and they need of the cores.
