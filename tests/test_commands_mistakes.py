@@ -214,4 +214,21 @@ def test_interrupt(mpirun, ranks):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode != 0 and "Traceback" not in errors
+    assert process.returncode == 130 and "Traceback" not in errors
+
+
+def test_other_code_on_another_rank(mpirun, tmp_path):
+    (tmp_path / "other.py").write_text(
+        "from tpimpi import cli, launch\n"
+        "from tpimpi.comm import versions\n"
+        "found = versions._sources()\n"
+        "if launch.launched_rank() == 1: found['kernels/rope.py'] = 'edited'\n"
+        "versions._sources = lambda: found\n"
+        "cli.main()\n"
+    )
+    command = [*mpirun, "-np", "2", sys.executable, str(tmp_path / "other.py"), "generate"]
+    process = subprocess.run(
+        [*command, "--model", str(DEMO), "-p", "A"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    refused(process, 2, "rank 1 on", "kernels/rope.py differs")

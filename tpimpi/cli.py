@@ -6,78 +6,130 @@ Exit codes: 0, 1 (the machine's failure), 2 (the user's mistake), 130 (Ctrl-C).
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import traceback
-
-from tpimpi import launch
-from tpimpi.commands.command_line import Invocation, parse
-from tpimpi.errors import MachineError, UserError, describe
 
 INTERRUPTED = 130
 
 
 def main() -> None:
     """Run `tpimpi` on this rank and exit."""
+    signal.signal(signal.SIGINT, _leave_at_once)  # imports take a second, in which nothing is held
+    _open_what_is_closed()
+    code = _main()
+    signal.signal(signal.SIGINT, _leave_at_once)
+    if _unwritable() and code == 0:
+        code = 1
+    sys.exit(code)
+
+
+def _leave_at_once(*_) -> None:
+    os._exit(INTERRUPTED)
+
+
+def _open_what_is_closed() -> None:
+    """Let standard streams that the caller has closed lead nowhere.
+
+    Else the next file to be opened, such as a shard, would get what is written to them.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for good
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # whatever the locale says
+
+
+def _unwritable() -> bool:
+    """Tell whether standard output can't take what is still to be written; then throw that away.
+
+    Python would try once more at the end, and complain.
+    """
     try:
-        if launch.launched_rank() != 0 and {"-h", "--help", "--version"} & set(sys.argv[1:]):
-            sys.exit(0)  # rank 0 tells it
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):  # else nobody is there to hear it
+            print(f"tpimpi: standard output can't be written: {error.strerror}", file=sys.stderr)
+        return True
+    return False
+
+
+def _main() -> int:
+    from tpimpi import launch
+    from tpimpi.commands.command_line import parse
+    from tpimpi.errors import MachineError, UserError
+
+    rank = launch.launched_rank()
+    if rank != 0 and {"-h", "--help", "--version"} & set(sys.argv[1:]):
+        return 0  # rank 0 tells it
+    speaks = rank == 0
+    try:
         invocation = parse(sys.argv[1:])
+        speaks = speaks or launch.launched_local_rank() == 0  # each machine has its own reasons
         threads = launch.prepare(invocation.threads)
         world = launch.world()
+    except SystemExit as leaving:  # --help, --version
+        return leaving.code or 0
     except (UserError, MachineError) as error:
-        _leave(error, launch.launched_rank() == 0)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    _run(invocation, threads, world)
+        return _fail(str(error), _code(error), speaks)
+    return _run(invocation, threads, world)
 
 
 def _code(error: BaseException) -> int:
+    from tpimpi.errors import UserError
+
     return 2 if isinstance(error, UserError) else 1
 
 
-def _say(text: str) -> None:
-    print(f"tpimpi: {text}", file=sys.stderr, flush=True)
+def _fail(sentence: str, code: int, speaks: bool = True) -> int:
+    from tpimpi.console import say
+
+    if not _unwritable() and speaks:
+        say(sentence)
+    return code
 
 
-def _leave(error: BaseException, speaks: bool) -> None:
-    if speaks:
-        _say(str(error))
-    sys.exit(_code(error))
-
-
-def _run(invocation: Invocation, threads: int, world) -> None:
+def _run(invocation, threads: int, world) -> int:
+    """Run the command on all ranks. Returns the exit code, or takes all ranks down."""
     from tpimpi.comm.group import Group
+    from tpimpi.comm.versions import agree_on_code
+    from tpimpi.errors import MachineError, UserError, describe
 
     group = Group(world)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        agree_on_code(group)
         invocation.run(invocation.options, group, threads)
+        sys.stdout.flush()
         group.close()
+        return 0
     except (UserError, MachineError) as error:
         if getattr(error, "agreed", False) or group.size == 1:
-            _leave(error, group.rank == 0)  # every rank is here
-        _abort(world, group, str(error), _code(error))
+            return _fail(str(error), _code(error), group.rank == 0)  # every rank is here
+        return _abort(world, group, str(error), _code(error))
     except KeyboardInterrupt:
-        sys.stdout.flush()
-        if group.size == 1:
-            os._exit(INTERRUPTED)
-        world.Abort(INTERRUPTED)
-    except BrokenPipeError:  # whoever read our output has left: nothing to say, nobody to hear it
-        if group.size == 1:
-            os._exit(1)
-        world.Abort(1)
+        return _abort(world, group, None, INTERRUPTED)
+    except BrokenPipeError:
+        return _abort(world, group, None, 1)
     except (OSError, MemoryError) as error:
-        _abort(world, group, describe(error), 1)
+        return _abort(world, group, describe(error), 1)
     except Exception as error:
+        import traceback
+
         traceback.print_exc()  # a defect of the program, not the user's: show where
-        _abort(world, group, f"internal error: {describe(error)}", 1)
+        return _abort(world, group, f"internal error: {describe(error)}", 1)
 
 
-def _abort(world, group, sentence: str, code: int) -> None:
+def _abort(world, group, sentence: str | None, code: int) -> int:
     """Take all ranks down: those that wait in a collective would wait for ever."""
-    sys.stdout.flush()
     where = f"rank {group.rank} on {group.host}: " if group.size > 1 else ""
-    _say(where + sentence)
+    _fail(f"{where}{sentence}", code, sentence is not None)
     if group.size == 1:
-        sys.exit(code)
+        if sentence is None:
+            os._exit(code)
+        return code
     world.Abort(code)
+    return code
