@@ -37,6 +37,36 @@ def test_spellings(flags, name, value):
     assert getattr(parse(BASE + flags).options, name) == value
 
 
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["-p", "--hello_world foo"], "prompt", "--hello_world foo"),
+        (["--prompt=--a_b"], "prompt", "--a_b"),
+        (["--prompt", "--new_thing"], "prompt", "--new_thing"),
+        (["-p--a_b"], "prompt", "--a_b"),
+        (["-p", "-nice day"], "prompt", "-nice day"),
+        (["-p", "-5"], "prompt", "-5"),
+        (["--prompt_file", "-"], "prompt_file", "-"),
+        (["--prompt_file=a_b"], "prompt_file", "a_b"),
+        (["-p", "A", "--stop", "--x_y", "--stop=--y_z"], "stop", ("--x_y", "--y_z")),
+        (["-p", "A", "--save_d", "--a_b"], "save_dir", "--a_b"),
+    ],
+)
+def test_values_stay_as_they_are(flags, name, value):
+    assert getattr(parse(["generate", "--model", "M", *flags]).options, name) == value
+
+
+@pytest.mark.parametrize("value", ["--length", "-n", "--leng", "--save_dir=x", "--rank", "--"])
+def test_a_value_that_may_be_a_flag(value):
+    with pytest.raises(UserError, match="one that begins with a dash is written as --prompt=TEXT"):
+        parse(["generate", "--model", "M", "--prompt", value])
+
+
+def test_a_negative_number_is_a_value():
+    with pytest.raises(UserError, match="-4 must be at least 1"):
+        parse([*BASE, "--length", "-4"])
+
+
 @pytest.mark.parametrize("flag", REMOVED)
 def test_removed_flags_name_what_replaces_them(flag):
     with pytest.raises(UserError, match=REMOVED[flag][:10]):

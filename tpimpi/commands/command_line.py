@@ -35,6 +35,9 @@ class Invocation:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
+        if message.endswith("expected one argument"):
+            flag = message.removeprefix("argument ").split(":")[0].split("/")[0]
+            message += f" (one that begins with a dash is written as {flag}=TEXT)"
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
@@ -50,25 +53,72 @@ def parse(argv: Sequence[str]) -> Invocation:
     )
     parser.add_argument("--version", action="version", version=f"tpimpi {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    flags: dict[str, dict[str, bool]] = {}
     for name in COMMANDS:
         module = import_module(f"tpimpi.commands.{name}")
         subparser = subparsers.add_parser(name, help=module.SUMMARY)
         module.add_flags(subparser)
         subparser.set_defaults(module=module)
-    args = parser.parse_args(_normalized(argv))
+        flags[name] = _flags(subparser)
+    args = parser.parse_args(_normalized(argv, flags))
     options = args.module.options(args)
     return Invocation(args.module.run, options, getattr(args, "threads", None))
 
 
-def _normalized(argv: Sequence[str]) -> list[str]:
-    """Write old spellings (--memory_window=2) anew, and refuse flags that have no meaning now."""
-    result = []
-    for argument in argv:
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            name = name.replace("_", "-")
-            if name in REMOVED:
-                raise UserError(f"{argument.partition('=')[0]} is gone: {REMOVED[name]}")
-            argument = name + equals + value
-        result.append(argument)
+def _flags(parser: argparse.ArgumentParser) -> dict[str, bool]:
+    """Return all spellings of a parser's flags, and whether a value follows each."""
+    actions = parser._actions  # argparse has no public way to ask
+    return {name: action.nargs is None for action in actions for name in action.option_strings}
+
+
+def _normalized(argv: Sequence[str], flags: dict[str, dict[str, bool]]) -> list[str]:
+    """Write old spellings (--memory_window=2) anew, and refuse flags that have no meaning now.
+
+    Values stay as they are. One that begins with a dash is joined to its flag, unless it is a flag
+    of this command, too: argparse would take every such word for a flag.
+    """
+    command = next((word for word in argv if not word.startswith("-")), None)
+    known = flags.get(command, {})
+    result: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            return [*result, word, *words]
+        name, equals, value = _renamed(word)
+        if name in REMOVED:
+            raise UserError(f"{word.partition('=')[0]} is gone: {REMOVED[name]}")
+        result.append(name + equals + value)
+        if not equals and any(known[flag] for flag in _meant(name, known)):
+            following = next(words, None)
+            if following is None:
+                break
+            if not following.startswith("-"):
+                result.append(following)
+            elif _is_flag(following, known):
+                words = iter([following, *words])
+            else:
+                result[-1] += f"={following}"
     return result
+
+
+def _renamed(word: str) -> tuple[str, str, str]:
+    """Return a word's name in today's spelling, and what follows it: an equals sign, a value."""
+    if not word.startswith("--"):
+        return word, "", ""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-"), equals, value
+
+
+def _meant(name: str, known: dict[str, bool]) -> list[str]:
+    """Return the flags that argparse would take for this one: itself, or those that begin so."""
+    if name in known:
+        return [name]
+    return [flag for flag in known if name.startswith("--") and flag.startswith(name)]
+
+
+def _is_flag(word: str, known: dict[str, bool]) -> bool:
+    name = _renamed(word)[0]
+    if any(letter.isspace() for letter in name):
+        return False
+    glued = not name.startswith("--") and name[:2] in known  # -n5
+    return glued or name in REMOVED or bool(_meant(name, known))
