@@ -188,6 +188,7 @@ def test_a_rank_that_fails_alone_takes_the_job_down(mpirun, tmp_path):
     (tmp_path / "fail.py").write_text(
         "import sys\n"
         "from tpimpi import launch, cli\n"
+        "launch.prepare(None)\n"
         "from tpimpi.engine import forward\n"
         "def broken(*arguments): raise OSError(5, 'Input/output error')\n"
         "if launch.launched_rank() == 1: forward.silu_gate = broken\n"

@@ -1,10 +1,9 @@
 """What the environment tells numba, and the order of what is said and written."""
 
 import os
+import select
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -114,23 +113,18 @@ def test_no_code_is_loaded_from_a_folder_that_others_may_write_to(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into pipes")
 def test_what_is_said_waits_until_the_text_before_it_is_read():
     program = (
-        "import sys, time\n"
-        "from tpimpi.console import say\n"
+        "from tpimpi import console\n"
+        "console.PATIENCE = 60\n"
         "print('text')\n"
-        "say('summary')\n"
+        "console.say('summary')\n"
     )  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
     )
-    said = []
-    reader = threading.Thread(target=lambda: said.append(process.stderr.read()))
-    reader.start()
-    time.sleep(0.2)  # longer than the imports at the start, or as long: both orders are right
-    text = process.stdout.readline()
-    assert text == b"text\n"
-    reader.join()
-    process.wait()
-    assert said == [b"tpimpi: summary\n"]
+    assert select.select([process.stdout], [], [], 60)[0]
+    assert not select.select([process.stderr], [], [], 0.3)[0]
+    assert process.stdout.readline() == b"text\n"
+    assert process.communicate(timeout=60) == (b"", b"tpimpi: summary\n")
 
 
 def test_say_flushes_first(monkeypatch):

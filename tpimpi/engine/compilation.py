@@ -33,6 +33,7 @@ from tpimpi.units import MIB, size
 
 CHILD_BYTES = 400 * MIB  # that a compiling process takes at most
 LONG = ("attention", "matmul")  # what the compiler is busy with longest, first
+MOST_CHILDREN = 8  # there are hardly more kernels
 LOOK_SECONDS = 0.2
 
 # The launcher's variables would make a child believe to be a rank.
@@ -84,7 +85,7 @@ def _files() -> list[str]:
 def _compile(pairs: list[tuple[int, str]], cores: Collection[int], speaks: bool) -> None:
     free = free_memory()
     free_bytes = free.node if free.cgroup is None else min(free.node, free.cgroup)
-    count = max(1, min(len(cores), free_bytes // CHILD_BYTES))
+    count = max(1, min(MOST_CHILDREN, len(cores), free_bytes // CHILD_BYTES))
     with contextlib.ExitStack() as stack:
         _hand_out([stack.enter_context(_Child(pairs, cores)) for _ in range(count)], speaks)
 
