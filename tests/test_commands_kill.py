@@ -1,6 +1,9 @@
 """kill -9 at random moments of a conversion: the next run goes on, and the shards are right."""
 
+import contextlib
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +15,18 @@ import numpy as np
 from program import TPIMPI, run
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def kill_all(process):
+    """Kill the launcher and every rank at once: all that is of the session it began."""
+    for entry in Path("/proc").iterdir():
+        try:
+            session = os.getsid(int(entry.name))
+        except (ValueError, ProcessLookupError):
+            continue
+        if session == process.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def test_kill_at_many_moments_then_resume(mpirun, tmp_path):
@@ -32,9 +47,7 @@ def test_kill_at_many_moments_then_resume(mpirun, tmp_path):
         time.sleep(choice.uniform(0.4, 1.0) * seconds)
         if process.poll() is None:
             kills += 1
-        subprocess.run(
-            ["pkill", "-KILL", "-f", str(killed)], check=False
-        )  # every rank and the launcher at once
+        kill_all(process)
         process.wait(timeout=20)
         if (killed / "shard-1-of-2.h5").exists() and (killed / "shard-0-of-2.h5").exists():
             for path in killed.glob("*.h5"):
@@ -46,4 +59,5 @@ def test_kill_at_many_moments_then_resume(mpirun, tmp_path):
     for name in ("shard-0-of-2.h5", "shard-1-of-2.h5"):
         with h5py.File(whole / name) as a, h5py.File(killed / name) as b:
             assert (a["checksums"][...] == b["checksums"][...]).all()
+            assert (a["sources"][...] == b["sources"][...]).all()
             assert np.array_equal(a["head"][...], b["head"][...])

@@ -16,7 +16,8 @@ named it is refused: it may be all that he has of another model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from tpimpi.shards.seal import MEND, OtherFormatError
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.waiting import Waiting
 from tpimpi.shards.writer import ShardWriter
+
+AHEAD = 2  # chunks that wait to be hashed
 
 
 def ensure_shards(
@@ -199,39 +202,70 @@ def _fill(group: Group, checkpoint, hashes, writer, jobs: dict[str, list[tuple]]
         return
     post = Post(group, writer)
     total = sum(checkpoint.weight(source).nbytes for source in jobs)
-    with Progress("cutting the checkpoint", total) as bar, ThreadPoolExecutor(1) as hasher:
+    with Progress("cutting the checkpoint", total) as bar, _Hasher() as hasher:
         for source in jobs:
-            digest = hashes.get(source)
-            # A second core takes the hash of a chunk while it is written and sent.
-            taken = _send_pieces(checkpoint, post, source, jobs[source], bar,
-                                 None if digest else hasher)  # fmt: skip
-            if digest is None:
-                digest = taken
-                hashes.put(source, digest)
-            for rank, index, _ in jobs[source]:
-                post.complete(rank, index, digest)
+            known = hashes.get(source)
+            _send_pieces(checkpoint, post, source, jobs[source], bar, None if known else hasher)
+            hasher.end(source, known)
+            _complete(post, jobs, hashes, hasher.ended(all_of_them=False))
+        _complete(post, jobs, hashes, hasher.ended(all_of_them=True))
     for rank in range(1, group.size):
         if missing[rank]:
             post.end(rank)
 
 
-def _send_pieces(checkpoint, post, source, jobs, bar, hasher: ThreadPoolExecutor | None) -> bytes:
-    """Read one tensor in chunks of rows and hand each rank what it owns of each chunk.
+class _Hasher:
+    """Hash tensors on another core, while they are written and sent."""
 
-    Returns the hash of the tensor, if there is a hasher.
-    """
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._digest, self._running, self._ended = new_hash(), deque(), deque()
+
+    def __enter__(self) -> _Hasher:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown()
+
+    def take(self, data: np.ndarray) -> None:
+        """Hash the next bytes of a tensor, which stay as they are."""
+        if len(self._running) == AHEAD:
+            self._running.popleft().result()
+        self._running.append(self._pool.submit(self._digest.update, data))
+
+    def end(self, source: str, known: bytes | None) -> None:
+        """Say that a tensor has come to its end; `known` is its hash if it was not taken."""
+        # In its turn: when it runs, the bytes before it are hashed.
+        digest = self._digest
+        self._ended.append((source, self._pool.submit(lambda: known or digest.digest())))
+        self._digest = new_hash()
+
+    def ended(self, all_of_them: bool) -> Iterator[tuple[str, bytes]]:
+        """Yield the tensors whose hash is ready, or wait for all that have come to their end."""
+        while self._ended and (all_of_them or self._ended[0][1].done()):
+            source, digest = self._ended.popleft()
+            yield source, digest.result()
+
+
+def _complete(post: Post, jobs: dict[str, list[tuple]], hashes, ended: Iterable) -> None:
+    for source, digest in ended:
+        if hashes.get(source) is None:
+            hashes.put(source, digest)
+        for rank, index, _ in jobs[source]:
+            post.complete(rank, index, digest)
+
+
+def _send_pieces(checkpoint, post, source, jobs, bar, hasher: _Hasher | None) -> None:
+    """Read one tensor in chunks of rows and hand each rank what it owns of each chunk."""
     tensor = checkpoint.weight(source)
     count = tensor.shape[0]
     step = max(1, CHUNK // max(tensor.nbytes // count, 1))
     at = [0] * len(jobs)
-    digest, hashing = new_hash(), None
     for start in range(0, count, step):
         stop = min(start + step, count)
         data = checkpoint.read(source, slice(start, stop), None)
         if hasher:
-            if hashing:
-                hashing.result()
-            hashing = hasher.submit(digest.update, data.reshape(-1).view(np.uint8))
+            hasher.take(data.reshape(-1).view(np.uint8))
         for job, (rank, index, piece) in enumerate(jobs):
             rows = piece.rows
             part = data[max(rows.start - start, 0) : max(min(rows.stop, stop) - start, 0)]
@@ -242,6 +276,3 @@ def _send_pieces(checkpoint, post, source, jobs, bar, hasher: ThreadPoolExecutor
                 post.deliver(rank, index, at[job], part)
                 at[job] += part.nbytes
         bar.update(data.nbytes)
-    if hashing:
-        hashing.result()
-    return digest.digest()
