@@ -45,7 +45,7 @@ def test_greedy_text_is_the_same_everywhere(mpirun, ranks, memory):
 def test_text_output_and_the_line_of_figures(mpirun):
     process = run(mpirun, 2, "generate", "--model", DEMO, "-p", "ROMEO:", "--temp", 0, "-n", 48)
     assert output(process) == "ROMEO:" + GREEDY + "\n"
-    for word in ("48 tokens", "first token", "tokens/s", "peak memory", "GB/s"):
+    for word in ("48 tokens", "first token", "tokens/s", "peak memory", "MB/s"):
         assert word in process.stderr
 
 

@@ -15,6 +15,7 @@ from tpimpi.memory.plan import Rates
 from tpimpi.paths import free_disk
 from tpimpi.shards.layout import PAGE, StoredTensor, shard_name
 from tpimpi.shards.shard import Shard
+from tpimpi.units import size
 
 PROBE_BYTES, PROBE_SECONDS = 128 << 20, 0.5  # a file that is written to time the disk's reads
 
@@ -29,7 +30,7 @@ class _Probe:
         nbytes = min(PROBE_BYTES, free // 4 // 2**20 * 2**20)
         if not nbytes:
             raise MachineError(
-                f"the disk of {folder} has {free / 2**20:.1f} MiB free, too few to time its reads; "
+                f"the disk of {folder} has {size(free)} free, too few to time its reads; "
                 "free some space or name another folder with --save-dir"
             )
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".tpimpi-probe-", delete=False) as file:
@@ -42,13 +43,15 @@ class _Probe:
                 self.path.unlink()
                 raise
         rows = nbytes // PAGE
+        self.fd = os.open(self.path, os.O_RDONLY)
         self.tensor = StoredTensor("probe", "f32", (rows, PAGE // 4), 0, rows * PAGE)
 
     def __getitem__(self, _name: str) -> StoredTensor:
         return self.tensor
 
     def close(self) -> None:
-        """Remove the file."""
+        """Close and remove the file."""
+        os.close(self.fd)
         self.path.unlink()
 
 

@@ -13,6 +13,7 @@ from tpimpi.comm.group import Group
 from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.memory.account import Work
+from tpimpi.units import size
 
 
 def prompts_and_work(settings: Settings, most: int) -> tuple[list[int], Work]:
@@ -63,7 +64,7 @@ def _by_memory(bench: Bench) -> list[str]:
         if modes or bench.fits(plan):
             sizes[mode] = max(bench.group.comm.allgather(plan.total))
         else:
-            bench.say(f"{mode}: left out, as {plan.total / 2**20:.0f} MiB a rank are not free")
+            bench.say(f"{mode}: left out, as {size(plan.total)} a rank are not free")
     if not sizes:
         raise UserError("no mode fits in the free memory; use more ranks on more machines")
     return sorted(sizes, key=sizes.get)

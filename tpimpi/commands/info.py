@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from tpimpi.commands.flags import add_model, add_output, add_ranks
+from tpimpi.units import size
 
 SUMMARY = "tell what the model is and how it would be cut"
 
@@ -83,11 +84,11 @@ def _table(config, rows: list[dict]) -> str:
         f"heads of {config.head_dim}, vocabulary {config.vocab_size}, "
         f"context {config.max_positions} tokens",
         f"cut over {len(rows)} rank{'s' if len(rows) > 1 else ''}:",
-        "  rank  query heads  kv heads  MLP columns  vocabulary rows  shard MiB",
+        "  rank  query heads  kv heads  MLP columns  vocabulary rows      shard",
     ]
     lines += [
         f"  {r['rank']:4d}  {r['query_heads']:11d}  {r['kv_heads']:8d}  {r['mlp_columns']:11d}"
-        f"  {r['vocabulary_rows']:15d}  {r['shard_bytes'] / 2**20:9.1f}"
+        f"  {r['vocabulary_rows']:15d}  {size(r['shard_bytes']):>9}"
         for r in rows
     ]
     return "\n".join(lines)

@@ -11,9 +11,9 @@ from tpimpi.commands import flags
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.paths import cache_directory
+from tpimpi.units import MIB, rate, size
 
 SUMMARY = "tell beforehand what memory holds and a token takes"
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _row(r, found, rates, work) -> dict:
     row = {"rank": r.rank, "host": r.host} | asdict(found)
     del row["resident_rows"]
     return row | {
-        "total": found.total, "smallest_budget": r.needs.smallest(work),
+        "total": found.total, "smallest_budget": r.needs.advised(work),
         "budget_of_everything": r.needs.everything(work, found.chunk),
         "disk_bytes_per_second": rates.disk, "memory_bytes_per_second": rates.memory,
         "seconds_per_token": rates.seconds(found),
@@ -189,13 +189,13 @@ def _table(found: dict) -> str:
         else f"allreduces {allreduce * 1e3:.1f} ms"
     )
     smallest, everything = (
-        max(row[key] for row in rows) / MIB for key in ("smallest_budget", "budget_of_everything")
+        size(max(row[key] for row in rows)) for key in ("smallest_budget", "budget_of_everything")
     )
     lines += [
         f"a token takes {found['seconds_per_token'] * 1e3:.0f} ms or more ({network}), bound by "
         f"the {binds} of rank {slowest['rank']}, which reads "
-        f"{slowest['disk_bytes_per_second'] / 1e9:.2f} GB/s from disk and "
-        f"{slowest['memory_bytes_per_second'] / 1e9:.1f} GB/s from memory",
-        f"smallest budget {smallest:.0f} MiB, everything in memory {everything:.0f} MiB a rank",
+        f"{rate(slowest['disk_bytes_per_second'])} from disk and "
+        f"{rate(slowest['memory_bytes_per_second'])} from memory",
+        f"smallest budget {smallest}, everything in memory {everything} a rank",
     ]
     return "\n".join(lines)

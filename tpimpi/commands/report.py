@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tpimpi.engine.figures import RankFigures
+from tpimpi.units import rate, size
 
 
 def line(figures: dict, ranks: list[RankFigures]) -> str:
@@ -17,9 +18,8 @@ def line(figures: dict, ranks: list[RankFigures]) -> str:
         f"{figures['tokens']} tokens after a prompt of {figures['prompt_tokens']} | "
         f"first token {figures['first_token_seconds']:.2f} s | "
         f"{figures['tokens_per_second']:.2f} tokens/s | "
-        f"peak memory {figures['peak_memory_bytes'] / 2**20:.0f} MiB a rank | "
-        f"read {figures['bytes_read'] / 1e9:.3f} GB, "
-        f"{figures['read_bytes_per_second'] / 1e9:.2f} GB/s"
+        f"peak memory {size(figures['peak_memory_bytes'])} a rank | "
+        f"read {size(figures['bytes_read'])}, {rate(figures['read_bytes_per_second'])}"
     )
     if waiting > 0.5 and len(ranks) > 1:
         text += f" | waiting for disks, most on rank {slowest.rank} ({slowest.host})"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tpimpi.shards.layout import PAGE, StoredTensor
 from tpimpi.tape.reads import READ_BYTES
+from tpimpi.units import MIB
 
 SLACK_BYTES = 2 << 20  # by which two runs of the same program may differ
 MARGIN_BYTES = 12 << 20  # for what no account sees: allocator, stacks of threads, MPI's messages
@@ -93,6 +94,10 @@ class Needs:
         """Return the smallest budget with which a prompt can be computed in chunks of `chunk`."""
         least = self.besides_weights(chunk, work.smallest_context, work.slots)
         return max(least + self.smallest_ring(), self.peak)
+
+    def advised(self, work: Work, chunk: int = 1) -> int:
+        """Return the smallest budget in whole MiB that also holds by the slack between two runs."""
+        return -(-(self.smallest(work, chunk) + SLACK_BYTES) // MIB) * MIB
 
     def everything(self, work: Work, chunk: int) -> int:
         """Return the budget with which nothing streams."""

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpimpi.errors import UserError
-from tpimpi.memory.account import MARGIN_BYTES, SLACK_BYTES, MemoryPlan, Needs, Work
+from tpimpi.memory.account import MARGIN_BYTES, MemoryPlan, Needs, Work
 from tpimpi.memory.process import FreeMemory
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.memory.sharing import Claim, shared_budgets
 from tpimpi.shards.layout import StoredTensor
 from tpimpi.tape.reads import READ_BYTES, ring_bytes_for
+from tpimpi.units import MIB, size
 
 DEFAULT_CHUNK = 512  # tokens of a prompt in a pass; longer ones gain nothing, as arithmetic binds
 WINDOW_CHUNK = 256  # ... with --memory-window
@@ -91,26 +92,25 @@ def _refuse_small(r: RankRequest, budget: int, work: Work, chunk: int) -> None:
     needs, smallest = r.needs, r.needs.smallest(work, chunk)
     if budget >= smallest:
         return
-    would_do = -(-(smallest + SLACK_BYTES) // 2**20)  # MiB
+    would_do = needs.advised(work, chunk) // MIB
     context = work.smallest_context
     pages = needs.kv(context, work.slots, chunk)
     buffers = needs.activations(chunk) + MARGIN_BYTES
     why = (
-        f"the process {needs.process / 2**20:.0f}, the tokenizer "
-        f"{needs.tokenizer / 2**20:.0f}, keys and values "
-        f"{pages / 2**20:.1f}, buffers {buffers / 2**20:.0f}, weights "
-        f"passing through {needs.smallest_ring() / 2**20:.0f}"
+        f"the process {size(needs.process)}, the tokenizer {size(needs.tokenizer)}, keys and "
+        f"values {size(pages)}, buffers {size(buffers)}, weights passing through "
+        f"{size(needs.smallest_ring())}"
     )
     if smallest == needs.peak:
         why = "as much as it took while its kernels were loaded"
     what = f"rank {r.rank} on {r.host} needs at least {would_do} MiB for {context} tokens ({why})"
     if isinstance(r.budget, int):
         raise UserError(
-            f"--memory-budget {r.budget / 2**20:.0f}MiB is too small: {what}; give "
+            f"--memory-budget {r.budget / MIB:.0f}MiB is too small: {what}; give "
             f"--memory-budget {would_do}MiB or more, or use more ranks"
         )
     raise UserError(
-        f"{budget / 2**20:.0f} MiB are a rank's share of the node's free memory (--memory-budget "
+        f"{size(budget)} are a rank's share of the node's free memory (--memory-budget "
         f"{r.budget}), but {what}; end other programs, or use fewer ranks on this node"
     )
 

@@ -20,10 +20,12 @@ from tpimpi.checkpoint.fingerprint import HASH_BYTES
 from tpimpi.errors import MachineError, UserError, describe
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.tensors import Piece
+from tpimpi.paths import free_disk
 from tpimpi.progress import Progress
 from tpimpi.shards.layout import FORMAT_VERSION, PAGE, Identity, StoredTensor
 from tpimpi.shards.seal import write_seal
 from tpimpi.shards.shard import WRITTEN, Layout, crc_of, parse, read_layout, read_tables, stamp
+from tpimpi.units import size
 
 NO_SOURCE = bytes(HASH_BYTES)  # of weights that were cut from no checkpoint
 
@@ -188,15 +190,13 @@ class ShardWriter:
         write_seal(self._fd, size, first, self._layout.tables, finished)
 
     def _no_room(self, pieces: list[Piece], encodings: list[str]) -> MachineError:
-        size = sum(
-            int(np.prod(piece.shape)) * ENCODINGS[encoding].storage.itemsize
+        need = sum(
+            ENCODINGS[encoding].nbytes(*piece.shape)
             for piece, encoding in zip(pieces, encodings, strict=True)
         )
-        disk = os.statvfs(self.path.parent)
         return MachineError(
-            f"{self.path} needs {size / 2**30:.3f} GiB and its disk has "
-            f"{disk.f_bavail * disk.f_frsize / 2**30:.3f} GiB free; free some space or choose "
-            "another folder with --save-dir"
+            f"{self.path} needs {size(need)} and its disk has {size(free_disk(self.path))} free; "
+            "free some space or choose another folder with --save-dir"
         )
 
     def done(self, speaks: bool = False) -> list[bytes | None]:
