@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
@@ -42,13 +42,14 @@ def _hdf5_type(encoding: str) -> h5py.h5t.TypeID:
 
 def _create(path: Path, identity: Identity, pieces: list[Piece], encodings: list[str]) -> Layout:
     """Create the file with all that describes it, HDF5's structures before all tensors."""
-    pages = 2 * len(pieces) + 64  # for structures: each takes one, as what is aligned for tensors
+    groups = {above for piece in pieces for above in PurePosixPath(piece.name).parents}
+    pages = len(pieces) + len(groups) + 16  # each object takes one, as all is aligned for tensors
     while True:
         _create_with(path, identity, pieces, encodings, pages * PAGE)
         layout = parse(path)
         if _tensors_lie_together(layout.tensors, path.stat().st_size):
             return layout
-        pages *= 2
+        pages += pages // 8
 
 
 def _tensors_lie_together(tensors: list[StoredTensor], size: int) -> bool:
