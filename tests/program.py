@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import tpimpi
+from tpimpi.paths import cache_directory
 
 DEMO = Path(tpimpi.__file__).parent / "demo"
 TPIMPI = [sys.executable, "-m", "tpimpi"]
@@ -19,7 +20,10 @@ GREEDY = (
 def run(mpirun, ranks, *arguments, stdin=None, folder=None, seconds=120):
     """Run tpimpi; `ranks` 0 is without a launcher. Returns the finished process."""
     launcher = [*mpirun, "-np", str(ranks)] if ranks else []
-    environment = os.environ | ({"XDG_CACHE_HOME": str(folder)} if folder else {})
+    environment = dict(os.environ)
+    if folder:  # of its own for shards; kernels need not be compiled again
+        environment.setdefault("NUMBA_CACHE_DIR", str(cache_directory() / "numba"))
+        environment["XDG_CACHE_HOME"] = str(folder)
     return subprocess.run(
         [*launcher, *TPIMPI, *map(str, arguments)],
         input=stdin if stdin is not None else "", capture_output=True, text=True,
