@@ -62,11 +62,15 @@ class Group:
 
         MPI's own waiting keeps a core busy, which readers and other ranks would have used.
         """
-        request, nap = self.comm.Ibarrier(), NAPS[0]
+        self.rest_until(self.comm.Ibarrier().Test)
+
+    def rest_until(self, ready: Callable[[], bool]) -> None:
+        """Sleep until `ready`, in naps."""
         for _ in range(TRIES):
-            if request.Test():
+            if ready():
                 return
-        while not request.Test():
+        nap = NAPS[0]
+        while not ready():
             time.sleep(nap)
             nap = min(1.5 * nap, NAPS[1])
 

@@ -46,6 +46,8 @@ def receive_all(group: Group, writer: ShardWriter) -> None:
     """Write what rank 0 sends, until it says that nothing more will come."""
     header, data = _header(0, 0, 0), np.empty(0, np.uint8)
     while True:
+        # Waiting in MPI would take a core from rank 0, where that is on this machine.
+        group.rest_until(lambda: group.comm.Iprobe(source=0, tag=TAG))
         group.comm.Recv(header, source=0, tag=TAG)
         index, at, nbytes = (int(value) for value in header[:3])
         if index < 0:
