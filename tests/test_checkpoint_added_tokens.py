@@ -4,10 +4,10 @@ import json
 import random
 
 import pytest
-from vocabularies import DEMO, DEMO_SIZE, as_json, changed
 
 from tpimpi.checkpoint.tokenizer import load_tokenizer
 from tpimpi.errors import UserError
+from vocabularies import DEMO, DEMO_SIZE, as_json, changed
 
 NEW = ["<|im_start|>", "<|im_end|>", "[A]", "word"]
 

@@ -6,12 +6,12 @@ import time
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from vocabularies import DEMO, as_json, byte_level, changed
 
 from references import write_tokenizer
 from tpimpi.checkpoint.tokenizer import TextStream, load_tokenizer
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
+from vocabularies import DEMO, as_json, byte_level, changed
 
 KINDS = ["tokenizer.model", "tokenizer.json", "byte level", "words"]
 SPECIAL = {"tokenizer_class": "LlamaTokenizer", "extra_special_tokens": ["<|im_end|>"]}

@@ -4,10 +4,10 @@ import json
 import random
 
 import pytest
-from vocabularies import DEMO, copied, train_marked
 
 from tpimpi.checkpoint.tokenizer import load_tokenizer
 from tpimpi.model.config import ModelConfig
+from vocabularies import DEMO, copied, train_marked
 
 TEXTS = [
     "ROMEO:", "", " lead", "  two  spaces\n\nnew line </s> end<s>x", "\n\n", "x\ty", "a</s> b",

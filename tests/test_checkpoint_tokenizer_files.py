@@ -7,13 +7,13 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import DEMO, as_json, byte_level, changed
 
 from references import write_tokenizer
 from tpimpi.checkpoint.chat import chat_template_of
 from tpimpi.checkpoint.tokenizer import load_tokenizer
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
+from vocabularies import DEMO, as_json, byte_level, changed
 
 BOTH = pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
 

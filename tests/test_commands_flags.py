@@ -54,7 +54,11 @@ def test_spellings(flags, name, value):
         (["-p", "-5"], "prompt", "-5"),
         (["--prompt_file", "-"], "prompt_file", "-"),
         (["--prompt_file=a_b"], "prompt_file", "a_b"),
-        (["-p", "A", "--stop", "--x_y", "--stop=--y_z"], "stop", ("--x_y", "--y_z")),
+        (
+            ["-p", "A", "--stop", "--x_y", "--stop=--y_z"],
+            "settings",
+            chosen(stop=("--x_y", "--y_z")),
+        ),
         (["-p", "A", "--save_d", "--a_b"], "save_dir", "--a_b"),
     ],
 )
@@ -69,7 +73,7 @@ def test_a_value_that_may_be_a_flag(value):
 
 
 def test_a_negative_number_is_a_value():
-    with pytest.raises(UserError, match="-4 must be at least 1"):
+    with pytest.raises(UserError, match="-4 must be from 1"):
         parse([*BASE, "--length", "-4"])
 
 

@@ -59,7 +59,7 @@ def test_frequencies_are_those_of_transformers(references, name):
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     theirs = LlamaRotaryEmbedding(AutoConfig.from_pretrained(references / name)).inv_freq.numpy()
-    ours = ModelConfig.from_directory(references / name).inverse_frequencies()
+    ours = ModelConfig.from_directory(references / name).rope.inverse_frequencies()
     np.testing.assert_allclose(ours, theirs, rtol=3e-7)
 
 
