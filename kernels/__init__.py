@@ -1,1 +1,1 @@
-"""FP32 kernels in numba: no MPI, no I/O. Each has its NumPy twin in `reference`."""
+"""FP32 kernels in numba, imported as tpimpi.kernels: no MPI, no I/O; NumPy twins in `reference`."""

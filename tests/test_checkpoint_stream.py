@@ -184,7 +184,7 @@ class Letters:
     special_ids = {}
 
     def decoding(self):
-        from tpimpi.checkpoint.tokenizer_text import Decoding
+        from tpimpi.checkpoint.decoding import Decoding
 
         return Decoding(lambda token, before: chr(token))
 

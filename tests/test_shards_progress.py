@@ -6,7 +6,6 @@ import pytest
 
 from tpimpi import progress
 from tpimpi.comm.group import Group
-from tpimpi.shards import waiting
 from tpimpi.shards.shard import Shard, stamp_path
 from tpimpi.shards.source import Source
 from tpimpi.shards.writer import ShardWriter
@@ -16,7 +15,6 @@ from tpimpi.shards.writer import ShardWriter
 def group(comm, monkeypatch):
     """All ranks, telling at once what they would tell every two seconds."""
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0)
-    monkeypatch.setattr(waiting, "EVERY_SECONDS", 0.05)
     group = Group(comm)
     yield group
     group.close()

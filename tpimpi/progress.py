@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, elsewhere a plain line every two seconds.
+"""How far long work is, and that a wait lasts: a bar on a terminal, else a line every two seconds.
 
 Under every mpirun a rank's standard error is a pipe, where bars would turn themselves off.
 """
@@ -6,7 +6,9 @@ Under every mpirun a rank's standard error is a pipe, where bars would turn them
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -28,7 +30,7 @@ class Progress:
         self._title, self._total, self._unit = title, total, unit
         self._done, self._start = 0, time.monotonic()
         self._speaks, self._last, self._even = speaks, self._start, even
-        self._bar = None
+        self._bar, self._teller, self._lock = None, None, threading.Lock()
         if speaks and sys.stderr is not None and sys.stderr.isatty():
             plain = "{l_bar}{bar}| {n_fmt} of {total_fmt} {unit}"
             self._bar = tqdm(
@@ -37,11 +39,15 @@ class Progress:
             )  # fmt: skip
 
     def __enter__(self) -> Progress:
+        if self._speaks and self._bar is None:
+            self._teller = _Teller(self._tell)
         return self
 
     def __exit__(self, *_) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self._teller is not None:
+            self._teller.close()
 
     def update(self, amount: int = 0) -> None:
         """Count `amount` more as done, and tell it when it is time."""
@@ -49,7 +55,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(amount)
         elif self._speaks:
-            now = time.monotonic()
+            self._tell()
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        with self._lock:
             if now - self._last >= EVERY_SECONDS:
                 self._last = now
                 print(f"tpimpi: {self._line(now - self._start)}", file=sys.stderr, flush=True)
@@ -65,3 +75,51 @@ class Progress:
             return text
         left = seconds * (self._total - self._done) / self._done
         return f"{text}, {pace}, {duration(left)} left"
+
+
+class Waiting:
+    """From `begin()` to the end of the block tell every two seconds that `title` still lasts.
+
+    For a wait in MPI or in the system, or for work that knows no steps. Ranks other than 0 are
+    silent.
+    """
+
+    def __init__(self, title: str, rank: int):
+        self._title, self._speaks = title, rank == 0
+        self._teller: _Teller | None = None
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def begin(self) -> Waiting:
+        """Begin to wait: what this rank told of its own work has come to its end."""
+        if self._speaks:
+            self._start = time.monotonic()
+            self._teller = _Teller(self._tell)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._teller is not None:
+            self._teller.close()
+
+    def _tell(self) -> None:
+        seconds = duration(time.monotonic() - self._start)
+        print(f"tpimpi: {self._title}, for {seconds}", file=sys.stderr, flush=True)
+
+
+class _Teller:
+    """Call `tell` every two seconds from a thread, as the main one may be in MPI or in a kernel."""
+
+    def __init__(self, tell: Callable[[], None]):
+        self._tell, self._over = tell, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="teller", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(max(EVERY_SECONDS, 0.05)):
+            self._tell()

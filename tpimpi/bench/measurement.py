@@ -20,6 +20,7 @@ from tpimpi.memory.account import MARGIN_BYTES, MemoryPlan, Work
 from tpimpi.memory.process import free_memory, peak_bytes
 from tpimpi.memory.request import Budgets, MemoryRequest
 from tpimpi.model.tensors import pieces
+from tpimpi.progress import Waiting
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.source import Source
 from tpimpi.shards.synthetic import SyntheticSource
@@ -86,7 +87,7 @@ class Bench:
             context, chunk = model.cache.context, model.max_tokens
             if group.rank == 0:
                 stopwatch = _Stopwatch(engine, model.config.vocab_size, context, chunk)
-                rounds = _Rounds(stopwatch, self.settings, lambda text: self.say(f"{mode}: {text}"))
+                rounds = _Rounds(stopwatch, self.settings, mode, self.say)
                 seconds = rounds.run(self.prompts, lambda: disk.measure(engine))
                 disk.end(engine)
             else:
@@ -199,8 +200,10 @@ class _Rounds:
     So a change of the machine's speed meets all alike.
     """
 
-    def __init__(self, stopwatch: _Stopwatch, settings: Settings, say: Callable[[str], None]):
-        self._stopwatch, self._say = stopwatch, say
+    def __init__(
+        self, stopwatch: _Stopwatch, settings: Settings, mode: str, say: Callable[[str], None]
+    ):
+        self._stopwatch, self._mode, self._say = stopwatch, mode, say
         self._repeats, self._seconds = settings.repeats, settings.seconds
 
     def run(
@@ -213,23 +216,23 @@ class _Rounds:
         items = [("step", rows) for rows in STEPS] + [("prompt", tokens) for tokens in prompts]
         found: dict[tuple[str, int], list[float]] = {item: [] for item in items}
         items = [item for item in items if self._stopwatch.fits(*item)]
-        self._stopwatch.time(*items[0])  # loads what stays resident, and fills the ring
+        self._time(items[0])  # loads what stays resident, and fills the ring
         end = time.perf_counter() + self._seconds
         between()
         late: dict[tuple[str, int], float] = {}  # what takes long, and how long
         for number in range(1, self._repeats + 1):
-            self._say(f"round {number} of {self._repeats}")
+            self._say(f"{self._mode}: round {number} of {self._repeats}")
             end, taken = self._round(items, found, late, end)
             if not taken:
                 break
             between()
         for item, expected in late.items():
             if not found[item] and expected < LATE * self._seconds:
-                found[item].append(self._stopwatch.time(*item))
+                found[item].append(self._time(item))
                 between()
         for kind, tokens in (item for item in found if not found[item]):
             why = "take most of --seconds" if (kind, tokens) in items else "not fit in the memory"
-            self._say(f"{kind} of {tokens} left out, as it would {why}")
+            self._say(f"{self._mode}: {kind} of {tokens} left out, as it would {why}")
         return found
 
     def _round(self, items: list, found: dict, late: dict, end: float) -> tuple[float, bool]:
@@ -241,6 +244,12 @@ class _Rounds:
                 late[item] = expected
                 end -= expected if expected < LATE * self._seconds else 0
             elif time.perf_counter() + expected < end or not found[items[0]]:
-                found[item].append(self._stopwatch.time(*item))
+                found[item].append(self._time(item))
                 taken = True
         return end, taken
+
+    def _time(self, item: tuple[str, int]) -> float:
+        kind, tokens = item
+        with Waiting(f"bench: {self._mode}: {kind} of {tokens} tokens", 0) as waiting:
+            waiting.begin()
+            return self._stopwatch.time(kind, tokens)

@@ -1,4 +1,4 @@
-"""What each rank can read while all others read too: its memory's rate and its disk's."""
+"""For `tpimpi plan`: what each rank can read while all others read too, of memory and of disk."""
 
 from __future__ import annotations
 

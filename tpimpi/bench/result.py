@@ -5,30 +5,38 @@ from __future__ import annotations
 import json
 import math
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tpimpi import __version__
-from tpimpi.bench import limits, workload
+from tpimpi.bench import workload
 from tpimpi.bench.limits import Spread
 from tpimpi.bench.measurement import Bench
 from tpimpi.bench.timeline import totals
 from tpimpi.launch import available_cores
 
 
-def assemble(bench: Bench, encoding: str, found: dict[str, dict]) -> dict | None:
-    """Measure the limits and hold the modes' times against them (collective; rank 0's result)."""
-    group, config, repeats = bench.group, bench.source.config, bench.settings.repeats
-    memory = limits.memory_rates(group, bench.threads, repeats)  # [ranks, repeats]
-    flops = limits.flop_rates(group, bench.threads, encoding, repeats)  # [ranks, repeats]
-    nodes = limits.node_of_each_rank(group)
-    chunks = {p.tokens for m in found.values() for p in _all_passes(m)}
-    allreduces = {
-        tokens: limits.allreduce_seconds(group, tokens, config.hidden_size, repeats)
-        for tokens in sorted(chunks)
-    }
+@dataclass(frozen=True)
+class Limits:
+    """What all ranks can do at most, measured at once."""
+
+    memory: np.ndarray  # bytes/s [ranks, repeats]
+    flops: np.ndarray  # FLOP/s [ranks, repeats]
+    allreduces: dict[int, np.ndarray]  # seconds [repeats] by tokens
+    nodes: list[int]  # a number of each rank's node
+
+
+def tokens_of_passes(found: dict[str, dict]) -> list[int]:
+    """Return how many tokens the passes of all modes had, each number once."""
+    return sorted({p.tokens for measured in found.values() for p in _all_passes(measured)})
+
+
+def assemble(bench: Bench, encoding: str, found: dict[str, dict], limits: Limits) -> dict | None:
+    """Put the modes' times beside the limits (collective); return it on rank 0, None on others."""
+    group, config = bench.group, bench.source.config
+    memory, flops, nodes = limits.memory, limits.flops, limits.nodes
     threads, hosts = group.comm.allgather(bench.threads), group.comm.allgather(group.host)
     if group.rank != 0:
         return None
@@ -38,7 +46,7 @@ def assemble(bench: Bench, encoding: str, found: dict[str, dict]) -> dict | None
         rates = workload.RankRates(
             np.median(memory, 1), np.median(flops, 1), np.median(disk, 0), nodes
         )
-        rows = _times(bench, encoding, measured, rates, allreduces)
+        rows = _times(bench, encoding, measured, rates, limits.allreduces)
         modes[mode] = _mode(measured, disk, rows)
     disks = [sum(rates) for m in found.values() for rates in m["disk"]]
     return {
@@ -56,7 +64,9 @@ def assemble(bench: Bench, encoding: str, found: dict[str, dict]) -> dict | None
             "memory_bytes_per_second": asdict(Spread.of(memory.sum(0))),
             "flops_per_second": asdict(Spread.of(flops.sum(0))),
             "disk_bytes_per_second": asdict(Spread.of(disks)) if disks else None,
-            "allreduce_seconds": {str(t): asdict(Spread.of(s)) for t, s in allreduces.items()},
+            "allreduce_seconds": {
+                str(t): asdict(Spread.of(s)) for t, s in limits.allreduces.items()
+            },
         },
         "modes": modes,
     }

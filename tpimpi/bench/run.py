@@ -6,13 +6,14 @@ takes memory to measure (the memory's own rate) comes last.
 
 from __future__ import annotations
 
-from tpimpi.bench import result
+from tpimpi.bench import limits, result
 from tpimpi.bench.measurement import Bench
 from tpimpi.bench.settings import MODES, PROMPTS, STEPS, Settings
 from tpimpi.comm.group import Group
 from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.memory.account import Work
+from tpimpi.progress import Waiting
 from tpimpi.units import size
 
 
@@ -51,9 +52,24 @@ def measure(
     bench = Bench(group, source, settings, work, prompts, threads, tell)
     encoding = bench.warm_up()
     found = {mode: bench.measure(mode) for mode in _by_memory(bench)}
-    bench.say("limits of memory, arithmetic and allreduces")
     intervals = {mode: measured["intervals"] for mode, measured in found.items()}
-    return result.assemble(bench, encoding, found), intervals
+    bench.say("limits of memory, arithmetic and allreduces")
+    with Waiting("bench: limits of memory, arithmetic and allreduces", group.rank) as waiting:
+        waiting.begin()
+        measured = _limits(bench, encoding, result.tokens_of_passes(found))
+        return result.assemble(bench, encoding, found, measured), intervals
+
+
+def _limits(bench: Bench, encoding: str, tokens: list[int]) -> result.Limits:
+    """Measure what binds the modes' times (collective)."""
+    group, threads, repeats = bench.group, bench.threads, bench.settings.repeats
+    hidden = bench.source.config.hidden_size
+    return result.Limits(
+        limits.memory_rates(group, threads, repeats),
+        limits.flop_rates(group, threads, encoding, repeats),
+        {t: limits.allreduce_seconds(group, t, hidden, repeats) for t in tokens},
+        limits.node_of_each_rank(group),
+    )
 
 
 def _by_memory(bench: Bench) -> list[str]:

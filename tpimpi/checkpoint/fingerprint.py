@@ -1,4 +1,4 @@
-"""What tells one checkpoint's content from another's, and how it is known without reading it all.
+"""A checkpoint's fingerprint, and its tensors' hashes, noted by the state of their files.
 
 The *fingerprint* is quick: the config's fields that change numbers, the headers, both ends of every
 tensor. It names a model's folder in the cache, whatever its directory is called. It doesn't see a

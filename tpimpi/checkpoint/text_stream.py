@@ -1,4 +1,4 @@
-"""Text as it is generated: no half character, no part of a stop string."""
+"""Text as it is generated, held back while it may be the beginning of a stop string."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tpimpi.checkpoint.decoding import Decoding
 from tpimpi.checkpoint.text_stream import TextStream, check_stops
 from tpimpi.checkpoint.tokenizer_files import read_settings, switch
 from tpimpi.checkpoint.tokenizer_json import JsonTokenizer
 from tpimpi.checkpoint.tokenizer_model import SentencePieceTokenizer
-from tpimpi.checkpoint.tokenizer_text import Decoding
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 

@@ -9,9 +9,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from tpimpi.checkpoint.decoding import Decoding, Piece
 from tpimpi.checkpoint.tokenizer_added import check_id, listed_tokens
 from tpimpi.checkpoint.tokenizer_files import parse_object, read_settings, read_text, switch
-from tpimpi.checkpoint.tokenizer_text import Decoding, Piece
 from tpimpi.errors import UserError
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what sentencepiece writes for a space

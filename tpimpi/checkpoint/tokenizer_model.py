@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tpimpi.checkpoint.decoding import Decoding, Piece
 from tpimpi.checkpoint.tokenizer_added import AddedToken, check_id, listed_tokens
 from tpimpi.checkpoint.tokenizer_files import read_file, read_settings, switch
 from tpimpi.checkpoint.tokenizer_json import SPACE
-from tpimpi.checkpoint.tokenizer_text import Decoding, Piece
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 

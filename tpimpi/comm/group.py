@@ -1,4 +1,4 @@
-"""The ranks as one group: sums, agreement before an error is raised, and the end of a job."""
+"""The ranks as one group: allreduces and their time, agreement before an error is raised."""
 
 from __future__ import annotations
 

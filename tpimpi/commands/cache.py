@@ -1,4 +1,4 @@
-"""`tpimpi cache`: what lies in the cache of each machine, and how a part of it is removed."""
+"""`tpimpi cache`: list what lies in the cache on all machines, and remove a part of it."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tpimpi.commands.flags import add_model, add_shards
 from tpimpi.errors import UserError
+from tpimpi.progress import Waiting
 
 SUMMARY = "recompute every checksum of the shards"
 
@@ -35,7 +36,6 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.shards.layout import shard_name
     from tpimpi.shards.shard import Shard
     from tpimpi.shards.source import Source
-    from tpimpi.shards.waiting import Waiting
 
     source = Source(group, options.model, options.save_dir)
     count = 0

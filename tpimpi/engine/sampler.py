@@ -1,4 +1,4 @@
-"""Logits -> one token, by a seeded generator: the filters in the order that Transformers has."""
+"""Logits -> one token, by a seeded generator; what is no number is refused."""
 
 from __future__ import annotations
 

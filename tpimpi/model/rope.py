@@ -1,4 +1,4 @@
-"""Rotary position embedding: how far each pair of a head's numbers turns from token to token.
+"""RoPE's frequencies: default, linear, llama3, YaRN and dynamic.
 
 Su et al. 2021, arXiv:2104.09864; YaRN: Peng et al. 2023, arXiv:2309.00071. The roundings to float32
 are those of Transformers, so that the angles of late positions agree.

@@ -1,4 +1,4 @@
-"""Checkpoint -> shards: rank 0 reads each tensor once, every rank writes its own piece.
+"""Shards that fit the checkpoint: those out of date are cut anew by rank 0, written by every rank.
 
 Ranks of one machine and ranks across a network take the same path. Memory stays bounded by `CHUNK`.
 
@@ -30,12 +30,11 @@ from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Piece, pieces
-from tpimpi.progress import Progress
+from tpimpi.progress import Progress, Waiting
 from tpimpi.shards.layout import Identity, shard_name
 from tpimpi.shards.post import Post, receive_all
 from tpimpi.shards.seal import MEND, OtherFormatError
 from tpimpi.shards.shard import Shard
-from tpimpi.shards.waiting import Waiting
 from tpimpi.shards.writer import ShardWriter
 
 AHEAD = 2  # chunks that wait to be hashed

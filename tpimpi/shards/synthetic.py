@@ -21,11 +21,10 @@ from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Kind, Piece, pieces
 from tpimpi.paths import free_disk
-from tpimpi.progress import Progress
+from tpimpi.progress import Progress, Waiting
 from tpimpi.shards.layout import Identity, shard_name, shards_folder
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.source import check_folder
-from tpimpi.shards.waiting import Waiting
 from tpimpi.shards.writer import ShardWriter
 
 BLOCK = (1 << 20) - 3  # numbers drawn: a prime, so that no row length falls into step with it

@@ -1,4 +1,4 @@
-"""The weights as a tape: read in the order of use, through a ring, by threads of plain reads.
+"""The weights as a tape: read ahead in the order of use, through a ring, by threads.
 
 Rows that are kept (resident) are read on the first lap into memory of their own; the others pass
 through the ring on every lap. All resident and all streamed are the two ends of the same code.

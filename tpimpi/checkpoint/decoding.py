@@ -1,4 +1,4 @@
-"""Ids to text, one at a time: what bytes say is known when the last one of a character is there."""
+"""Ids to text, one at a time: a character is held back until all its bytes have come."""
 
 from __future__ import annotations
 
