@@ -83,6 +83,8 @@ def ensure_shards(
                 shard.check(identity)
             shard.verify_if_touched(speaks=group.rank == 0)
             verifying.begin()
+        if any(missing):  # another conversion may have put its own there meanwhile
+            _current(group, shard, hashes, own, replace=False)
     except BaseException:
         if shard is not None:
             shard.close()
@@ -95,7 +97,9 @@ class _Hashes:
 
     def __init__(self, group: Group, checkpoint: Checkpoint | None, folder: Path):
         self._group, self.own = group, None
-        with group.together():
+        syncing = Waiting("waiting for the disk to take the checkpoint", group.rank)
+        with syncing, group.together():
+            syncing.begin()
             if checkpoint:
                 self.own = TensorHashes(checkpoint, folder)
 

@@ -123,6 +123,8 @@ class Shard:
             layout = read_layout(path)
             self.identity, self.tensors = layout.identity, layout.tensors
             self._sums, self.sources = read_tables(self.fd, layout)
+            if not os.path.samestat(os.fstat(self.fd), os.stat(path)):
+                raise MachineError(f"{path} was replaced while it was opened; start again")
         except BaseException:
             os.close(self.fd)
             raise
