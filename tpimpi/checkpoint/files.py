@@ -31,9 +31,6 @@ def weight_files(directory: Path) -> list[Path]:
     One file, or those that the index names, or shards that are all there without their index.
     """
     single, index = directory / "model.safetensors", directory / INDEX
-    for path in (single, index):
-        if path.is_symlink() and not exists(path):
-            raise UserError(f"{path} is a link to a file that is not there; fetch it again")
     if exists(single):
         return [single]
     if exists(index):
