@@ -1,5 +1,6 @@
 """The shards that are used are of the checkpoint's content, and it is read no more than needed."""
 
+import errno
 import os
 import shutil
 
@@ -263,3 +264,17 @@ def test_a_shard_replaced_after_it_was_cut_is_refused(group, model, monkeypatch)
     )
     with pytest.raises(UserError, match=f"was cut from another {EMBEDDING}"):
         cut(group, model)
+
+
+def test_hashes_that_a_full_disk_does_not_take_leave_nothing(group, model, shared_tmp, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint.os, "replace", full)
+        checkpoint = Checkpoint(model, ModelConfig.from_directory(model))
+        hashes = fingerprint.TensorHashes(checkpoint, shared_tmp / "notes")
+        hashes.fill([EMBEDDING])
+        checkpoint.close()
+    group.comm.Barrier()
+    assert not list((shared_tmp / "notes").iterdir())

@@ -1,7 +1,9 @@
 """What spoils a shard: flipped bytes, other files in its place, another conversion, no room."""
 
+import errno
 import os
 import random
+import re
 import time
 
 import h5py
@@ -230,3 +232,19 @@ def test_structures_lie_before_all_tensors_of_a_long_model(tmp_path):
     first = min(t.offset for t in layout.tensors)
     assert max(at + nbytes for at, nbytes in layout.tables) <= first < 16 << 20
     writer.close()
+
+
+def test_a_full_disk_is_told_with_what_is_needed_and_keeps_nothing(tmp_path, monkeypatch):
+    path = make(tmp_path / "shard.h5")
+    nbytes = path.stat().st_size
+    path.unlink()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer_module.os, "posix_fallocate", full)
+    with pytest.raises(MachineError, match="shard.h5 needs .* free; free some") as caught:
+        begin(path)
+    said = float(re.search(r"needs ([\d.]+) KiB", str(caught.value))[1])
+    assert said == round(nbytes / 1024)
+    assert not list(tmp_path.glob("*.partial"))

@@ -139,6 +139,8 @@ class TensorHashes:
             beside.write_text(f"{_seal(text)}\n{text}")
             os.replace(beside, self._path)
         except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()  # a full disk takes no more of it
             return  # as the class says
         self._changed = False
 
