@@ -1,8 +1,10 @@
 """The shards that are used are of the checkpoint's content, and it is read no more than needed."""
 
 import errno
+import fcntl
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -278,3 +280,19 @@ def test_hashes_that_a_full_disk_does_not_take_leave_nothing(group, model, share
         checkpoint.close()
     group.comm.Barrier()
     assert not list((shared_tmp / "notes").iterdir())
+
+
+def test_shards_that_are_removed_while_they_are_waited_for_are_cut(group, model):
+    path, _ = cut(group, model)
+    fd = os.open(path, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as `tpimpi cache --remove` does
+
+    def remove():
+        path.unlink()
+        os.close(fd)
+
+    timer = threading.Timer(0.5, remove)
+    timer.start()
+    assert cut(group, model) == (path, True)
+    timer.join()
+    assert not cut(group, model)[1]

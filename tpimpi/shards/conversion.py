@@ -116,10 +116,10 @@ class _Hashes:
 
 def _open(path: Path, identity: Identity, replace: bool) -> Shard | None:
     """Return the shard that is there, None if there is none that could do."""
-    if not path.exists():
-        return None
     try:
         shard = Shard(path)
+    except FileNotFoundError:  # also where it was removed while this waited for its lock
+        return None
     except OtherFormatError:
         if replace:
             return None

@@ -196,9 +196,10 @@ class ShardWriter:
             ENCODINGS[encoding].nbytes(*piece.shape)
             for piece, encoding in zip(pieces, encodings, strict=True)
         )
+        free = size(free_disk(self.path))
         return MachineError(
-            f"{self.path} needs {size(max(need, length))} and its disk has {size(free_disk(self.path))} free; "
-            "free some space or choose another folder with --save-dir"
+            f"{self.path} needs {size(max(need, length))} and its disk has {free} free; free some "
+            "space or choose another folder with --save-dir"
         )
 
     def done(self, speaks: bool = False) -> list[bytes | None]:
