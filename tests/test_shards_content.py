@@ -1,6 +1,5 @@
 """The shards that are used are of the checkpoint's content, and it is read no more than needed."""
 
-import errno
 import fcntl
 import os
 import shutil
@@ -12,7 +11,7 @@ import pytest
 from tpimpi.checkpoint import fingerprint
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
-from tpimpi.errors import MachineError, UserError
+from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.shards import shard as shard_module
@@ -243,16 +242,21 @@ def test_weights_changed_through_a_map_are_cut_again(group, model):
     assert cut(group, model)[1]
 
 
-def test_a_shard_replaced_while_it_is_opened_is_not_taken_for_the_other(
-    group, model, shared_tmp, monkeypatch
-):
+def test_a_shard_replaced_while_it_is_opened_is_not_taken_for_the_other(group, model, monkeypatch):
     path, _ = cut(group, model)
-    other = path.with_name("other.h5")
+    other = path.with_name(f"other-{group.rank}")
     shutil.copy(path, other)
     plain = shard_module.read_layout
-    monkeypatch.setattr(shard_module, "read_layout", lambda p: (os.replace(other, p), plain(p))[1])
-    with pytest.raises(MachineError, match="was replaced while it was opened"):
-        Shard(path)
+
+    def late(path):
+        if other.exists():
+            os.replace(other, path)
+        return plain(path)
+
+    monkeypatch.setattr(shard_module, "read_layout", late)
+    shard = Shard(path)
+    assert os.path.samestat(os.fstat(shard.fd), path.stat())
+    shard.close()
 
 
 def test_a_shard_replaced_after_it_was_cut_is_refused(group, model, monkeypatch):
@@ -266,20 +270,6 @@ def test_a_shard_replaced_after_it_was_cut_is_refused(group, model, monkeypatch)
     )
     with pytest.raises(UserError, match=f"was cut from another {EMBEDDING}"):
         cut(group, model)
-
-
-def test_hashes_that_a_full_disk_does_not_take_leave_nothing(group, model, shared_tmp, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fingerprint.os, "replace", full)
-        checkpoint = Checkpoint(model, ModelConfig.from_directory(model))
-        hashes = fingerprint.TensorHashes(checkpoint, shared_tmp / "notes")
-        hashes.fill([EMBEDDING])
-        checkpoint.close()
-    group.comm.Barrier()
-    assert not list((shared_tmp / "notes").iterdir())
 
 
 def test_shards_that_are_removed_while_they_are_waited_for_are_cut(group, model):
