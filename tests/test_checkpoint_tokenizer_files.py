@@ -99,6 +99,46 @@ def test_broken_json(tmp_path, name, content):
     assert f"{name} can't be read" in refused(tmp_path, name, content, config)
 
 
+@BOTH
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("tokenizer_config.json", {"extra_special_tokens": ["\ud800x"]}),
+        ("tokenizer_config.json", {"bos_token": {"content": "<s>\udc00"}}),
+        ("added_tokens.json", {"\ud83d": 1024}),
+        ("special_tokens_map.json", {"pad_token": "\udfff"}),
+    ],
+)
+def test_half_a_character(tmp_path, kind, name, content):
+    config = changed(tmp_path)
+    if kind == "tokenizer.json":
+        as_json(tmp_path)
+    for other in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / other).unlink(missing_ok=True)
+    said = refused(tmp_path, name, json.dumps(content).encode(), config)
+    assert "half a character" in said and name in said
+    whole = json.dumps({"pad_token": "\N{GRINNING FACE}"}).encode()  # of two escaped halves
+    (tmp_path / name).write_bytes(whole if name != "added_tokens.json" else b"{}")
+    load_tokenizer(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
+     "special_tokens_map.json", "generation_config.json", "chat_template.jinja"],
+)  # fmt: skip
+def test_a_link_to_nothing_is_not_as_if_there_were_no_file(tmp_path, name):
+    config = changed(tmp_path)
+    if name == "generation_config.json":
+        (tmp_path / "config.json").write_bytes((DEMO / "config.json").read_bytes())
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"{name} is a link to a file that is not there"):
+        load_tokenizer(tmp_path, config)
+        chat_template_of(tmp_path)
+        ModelConfig.from_directory(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_not_waited_for(tmp_path, name, make):

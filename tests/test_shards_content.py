@@ -1,7 +1,9 @@
 """The shards that are used are of the checkpoint's content, and it is read no more than needed."""
 
+import fcntl
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
-from tpimpi.shards.shard import parse
+from tpimpi.model.encoding import ENCODINGS
+from tpimpi.shards import shard as shard_module
+from tpimpi.shards.shard import Shard, parse
 from tpimpi.shards.source import Source
 from tpimpi.shards.writer import ShardWriter
 
@@ -75,8 +79,6 @@ def rewrite_rows(directory, tensor=EMBEDDING):
 
 
 def embedding(path):
-    from tpimpi.shards.shard import Shard
-
     shard = Shard(path)
     values = shard.widened("embed")
     shard.close()
@@ -193,3 +195,94 @@ def test_a_checkpoint_that_changes_while_it_is_cut_is_refused(group, model, monk
     with pytest.raises(UserError, match="changed while it was read"):
         cut(group, model)
     monkeypatch.undo()
+
+
+def test_a_checkpoint_replaced_after_it_was_opened_is_refused(group, model):
+    # As while a prompt is awaited on standard input.
+    source = Source(group, model)
+    other = model.with_name("other")
+
+    def replace():
+        shutil.copytree(model, other)
+        rewrite_rows(other)
+        (other / "model.safetensors").rename(model / "model.safetensors")
+
+    on_rank_0(group, replace)
+    with pytest.raises(UserError, match="model.safetensors changed while it was read"):
+        source.shard(group)
+    path, written = cut(group, model)
+    assert written
+    if group.rank == 0:
+        shard = Shard(path)
+        checkpoint = Checkpoint(model, ModelConfig.from_directory(model))
+        true = checkpoint.read(EMBEDDING, slice(45, 46), None)
+        assert (shard.widened("embed", slice(45, 46)) == ENCODINGS["bf16"].widen(true)).all()
+        shard.close()
+        checkpoint.close()
+
+
+def test_weights_changed_through_a_map_are_cut_again(group, model):
+    told = None
+    if group.rank == 0:
+        checkpoint = Checkpoint(model, ModelConfig.from_directory(model))
+        tensor = checkpoint.weight(EMBEDDING)
+        checkpoint.close()
+        with tensor.path.open("rb") as file:
+            os.fsync(file)
+        mapped = np.memmap(tensor.path, np.uint8, "r+")
+        middle, before = tensor.offset + tensor.nbytes // 2, tensor.path.stat()
+        mapped[middle] ^= 1
+        told = tensor.path.stat().st_ctime_ns != before.st_ctime_ns
+    if not group.comm.bcast(told):
+        pytest.skip("this file system never tells of writes through maps, as tmpfs")
+    cut(group, model)
+    if group.rank == 0:
+        mapped[middle] ^= 1  # of a page that has not gone to the disk by itself
+    group.comm.Barrier()
+    assert cut(group, model)[1]
+
+
+def test_a_shard_replaced_while_it_is_opened_is_not_taken_for_the_other(group, model, monkeypatch):
+    path, _ = cut(group, model)
+    other = path.with_name(f"other-{group.rank}")
+    shutil.copy(path, other)
+    plain = shard_module.read_layout
+
+    def late(path):
+        if other.exists():
+            os.replace(other, path)
+        return plain(path)
+
+    monkeypatch.setattr(shard_module, "read_layout", late)
+    shard = Shard(path)
+    assert os.path.samestat(os.fstat(shard.fd), path.stat())
+    shard.close()
+
+
+def test_a_shard_replaced_after_it_was_cut_is_refused(group, model, monkeypatch):
+    first, _ = cut(group, model)
+    kept = first.with_name(f"kept-{group.rank}")
+    shutil.copy(first, kept)
+    on_rank_0(group, lambda: rewrite_rows(model))
+    plain = ShardWriter.close
+    monkeypatch.setattr(
+        ShardWriter, "close", lambda self: (plain(self), os.replace(kept, self.path))
+    )
+    with pytest.raises(UserError, match=f"was cut from another {EMBEDDING}"):
+        cut(group, model)
+
+
+def test_shards_that_are_removed_while_they_are_waited_for_are_cut(group, model):
+    path, _ = cut(group, model)
+    fd = os.open(path, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as `tpimpi cache --remove` does
+
+    def remove():
+        path.unlink()
+        os.close(fd)
+
+    timer = threading.Timer(0.5, remove)
+    timer.start()
+    assert cut(group, model) == (path, True)
+    timer.join()
+    assert not cut(group, model)[1]

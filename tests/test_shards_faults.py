@@ -1,13 +1,17 @@
 """What spoils a shard: flipped bytes, other files in its place, another conversion, no room."""
 
+import errno
 import os
 import random
+import re
 import time
 
 import h5py
 import numpy as np
 import pytest
 
+from tpimpi.checkpoint import fingerprint
+from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
 from tpimpi.errors import MachineError, UserError
 from tpimpi.model.config import ModelConfig
@@ -230,3 +234,30 @@ def test_structures_lie_before_all_tensors_of_a_long_model(tmp_path):
     first = min(t.offset for t in layout.tensors)
     assert max(at + nbytes for at, nbytes in layout.tables) <= first < 16 << 20
     writer.close()
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_told_with_what_is_needed_and_keeps_nothing(tmp_path, monkeypatch):
+    path = make(tmp_path / "shard.h5")
+    nbytes = path.stat().st_size
+    path.unlink()
+
+    monkeypatch.setattr(writer_module.os, "posix_fallocate", full)
+    with pytest.raises(MachineError, match="shard.h5 needs .* free; free some") as caught:
+        begin(path)
+    said = float(re.search(r"needs ([\d.]+) KiB", str(caught.value))[1])
+    assert said == round(nbytes / 1024)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_hashes_that_a_full_disk_does_not_take_leave_nothing(references, tmp_path, monkeypatch):
+    config = ModelConfig.from_directory(references / "yi")
+    checkpoint = Checkpoint(references / "yi", config)
+    hashes = fingerprint.TensorHashes(checkpoint, tmp_path)
+    monkeypatch.setattr(fingerprint.os, "replace", full)
+    hashes.fill(["model.norm.weight"])
+    checkpoint.close()
+    assert not list(tmp_path.iterdir())

@@ -184,8 +184,9 @@ def test_an_interrupt_while_it_is_made_leaves_nothing_behind(shard, monkeypatch)
     assert not readers() and os.listdir("/dev/fd") == before
 
 
-def test_a_file_that_is_gone_or_replaced_before_the_start(shard, tmp_path):
+def test_a_file_that_is_gone_or_replaced_before_the_start(shard, tmp_path, monkeypatch):
     before = os.listdir("/dev/fd")
+    monkeypatch.setattr(os.path, "exists", lambda path: False)  # as where there is no /proc
     (tmp_path / "other").write_bytes(shard.path.read_bytes())
     (tmp_path / "other").replace(shard.path)
     with pytest.raises(MachineError, match="was replaced"):
@@ -220,3 +221,13 @@ def test_a_read_that_fails_is_told_at_every_wait(shard, monkeypatch):
             pass
     tape.close()
     assert not readers()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="a file can't be opened again here")
+def test_a_shard_that_is_replaced_after_it_was_opened_is_still_read(shard, tmp_path):
+    size = shard.path.stat().st_size
+    (tmp_path / "other").write_bytes(bytes(size))
+    os.replace(tmp_path / "other", shard.path)
+    tape = Tape(shard, NAMES, {}, 0)
+    lap(tape, shard)
+    tape.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpimpi.checkpoint.tokenizer_files import read_settings, read_text
+from tpimpi.model.directory import exists
 
 
 def chat_template_of(directory: str | Path) -> str | None:
@@ -15,7 +16,7 @@ def chat_template_of(directory: str | Path) -> str | None:
     directory = Path(directory)
     others = sorted((directory / "additional_chat_templates").glob("*.jinja"))
     for path in (directory / "chat_template.jinja", *others):
-        if path.exists():
+        if exists(path):
             return read_text(path)
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_settings(directory, name).get("chat_template")

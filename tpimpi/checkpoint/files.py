@@ -7,6 +7,7 @@ The format is an 8-byte header length, a JSON header, and the numbers
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -30,9 +31,6 @@ def weight_files(directory: Path) -> list[Path]:
     One file, or those that the index names, or shards that are all there without their index.
     """
     single, index = directory / "model.safetensors", directory / INDEX
-    for path in (single, index):
-        if path.is_symlink() and not exists(path):
-            raise UserError(f"{path} is a link to a file that is not there; fetch it again")
     if exists(single):
         return [single]
     if exists(index):
@@ -103,21 +101,31 @@ def _refuse(directory: Path) -> list[Path]:
     raise UserError(f"{directory} has no weights: neither model.safetensors nor {INDEX}")
 
 
-def read_header(path: Path) -> tuple[dict[str, dict], int, bytes]:
-    """Return the header's entries, the byte at which the numbers start, and the raw header."""
-    size = regular_size(path)
+def open_weights(path: Path) -> int:
+    """Return the descriptor of a file of weights; UserError where it can't be read."""
+    regular_size(path)
     try:
-        with path.open("rb") as file:
-            first = file.read(200)
-            refuse_pointer(path, first)
-            length = int.from_bytes(first[:8], "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise UserError(
-                    f"{path} is cut short or no safetensors file: its header would have {length} "
-                    f"bytes and the file has {size}; fetch it again"
-                )
-            file.seek(8)
-            raw = file.read(length)
+        return os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
+
+
+def read_header(path: Path, fd: int) -> tuple[dict[str, dict], int, bytes]:
+    """Return the header's entries, the byte at which the numbers start, and the raw header.
+
+    `fd` is the open file, `path` its name.
+    """
+    size = os.fstat(fd).st_size
+    try:
+        first = os.pread(fd, 200, 0)
+        refuse_pointer(path, first)
+        length = int.from_bytes(first[:8], "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise UserError(
+                f"{path} is cut short or no safetensors file: its header would have {length} "
+                f"bytes and the file has {size}; fetch it again"
+            )
+        raw = os.pread(fd, length, 8)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
     try:

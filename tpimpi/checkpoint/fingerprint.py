@@ -13,6 +13,7 @@ in a state that is not noted is read to be hashed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -61,33 +62,29 @@ def new_hash():
 class TensorHashes:
     """The hashes of a checkpoint's tensors as far as they are known, noted in a folder.
 
-    A folder that can't be written to is no error: then hashes are taken anew at the next start.
+    They are noted by the states in which the checkpoint found its files when it opened them. A
+    folder that can't be written to is no error: then hashes are taken anew at the next start.
     """
 
     def __init__(self, checkpoint, folder: Path):
         self._checkpoint, self._path = checkpoint, folder / "checkpoint.hashes"
-        self._states: dict[Path, str] = {}
-        for tensor in checkpoint.tensors.values():
-            self._state(tensor.path)
         self._known = _load(self._path)
+        for path, state in checkpoint.states.items():
+            if state not in self._known:
+                _sync(checkpoint.descriptors[path])
         self._saved, self._changed = time.monotonic(), False
-
-    def _state(self, path: Path) -> str:
-        if path not in self._states:
-            self._states[path] = _state(path)
-        return self._states[path]
 
     def get(self, source: str) -> bytes | None:
         """Return the hash of a tensor of the checkpoint if it is known."""
         tensor = self._checkpoint.weight(source)
-        places = self._known.get(self._state(tensor.path), {})
+        places = self._known.get(self._checkpoint.states[tensor.path], {})
         text = places.get(f"{tensor.offset}+{tensor.nbytes}")
         return None if text is None else bytes.fromhex(text)
 
     def put(self, source: str, digest: bytes) -> None:
         """Note the hash of a tensor that was read."""
         tensor = self._checkpoint.weight(source)
-        places = self._known.setdefault(self._state(tensor.path), {})
+        places = self._known.setdefault(self._checkpoint.states[tensor.path], {})
         places[f"{tensor.offset}+{tensor.nbytes}"] = digest.hex()
         self._changed = True
         if time.monotonic() - self._saved > _SAVE_SECONDS:
@@ -105,7 +102,10 @@ class TensorHashes:
                 Progress("hashing the checkpoint", total) as bar,
                 ThreadPoolExecutor(min(available_cores(), 4)) as pool,
             ):
-                jobs = {pool.submit(_hash, tensor, bar, lock): s for tensor, s in unknown.items()}
+                jobs = {
+                    pool.submit(_hash, t, self._checkpoint.descriptors[t.path], bar, lock): s
+                    for t, s in unknown.items()
+                }
                 try:
                     for job in as_completed(jobs):
                         self.put(jobs[job], job.result())
@@ -118,8 +118,8 @@ class TensorHashes:
 
     def check_unchanged(self) -> None:
         """Refuse a checkpoint that was written to since it was opened."""
-        for path, state in self._states.items():
-            if _state(path) != state:
+        for path, state in self._checkpoint.states.items():
+            if file_state(os.stat(path)) != state:
                 # What was read before and after may be of different states.
                 self._known.pop(state, None)
                 raise UserError(f"{path} changed while it was read; run the command again")
@@ -139,15 +139,26 @@ class TensorHashes:
             beside.write_text(f"{_seal(text)}\n{text}")
             os.replace(beside, self._path)
         except OSError:
+            with contextlib.suppress(OSError):
+                beside.unlink()  # a full disk takes no more of it
             return  # as the class says
         self._changed = False
 
 
-def _state(path: Path) -> str:
-    status = os.stat(path)
+def file_state(status: os.stat_result) -> str:
+    """Return the state of a file, by which it is known that nobody wrote to it."""
     return "-".join(
         map(str, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
     )
+
+
+def _sync(fd: int) -> None:
+    """Let the next write to a file change its state, be it through a map of another program.
+
+    The first write to a mapped page does, but others don't until the page has gone to the disk.
+    """
+    with contextlib.suppress(OSError):  # of file systems that can't
+        os.fsync(fd)
 
 
 def _seal(text: str) -> str:
@@ -163,15 +174,14 @@ def _load(path: Path) -> dict[str, dict[str, str]]:
         return {}
 
 
-def _hash(tensor, bar: Progress, lock: threading.Lock) -> bytes:
+def _hash(tensor, fd: int, bar: Progress, lock: threading.Lock) -> bytes:
     digest, at, end = new_hash(), tensor.offset, tensor.offset + tensor.nbytes
-    with tensor.path.open("rb", buffering=0) as file:
-        while at < end:
-            data = os.pread(file.fileno(), min(_READ, end - at), at)
-            if not data:
-                raise UserError(f"{tensor.path} became shorter while it was read; fetch it again")
-            digest.update(data)
-            at += len(data)
-            with lock:
-                bar.update(len(data))
+    while at < end:
+        data = os.pread(fd, min(_READ, end - at), at)
+        if not data:
+            raise UserError(f"{tensor.path} became shorter while it was read; fetch it again")
+        digest.update(data)
+        at += len(data)
+        with lock:
+            bar.update(len(data))
     return digest.digest()

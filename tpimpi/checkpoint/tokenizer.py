@@ -13,6 +13,7 @@ from tpimpi.checkpoint.tokenizer_json import JsonTokenizer
 from tpimpi.checkpoint.tokenizer_model import SentencePieceTokenizer
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
+from tpimpi.model.directory import exists
 
 __all__ = ["TextStream", "Tokenizer", "check_stops", "load_tokenizer"]
 
@@ -94,9 +95,9 @@ def load_tokenizer(directory: str | Path, config: ModelConfig) -> Tokenizer:
     model = read_settings(directory, "config.json")
     kind = str(settings.get("tokenizer_class") or model.get("tokenizer_class"))
     kind, llama = kind.removesuffix("Fast"), model.get("model_type") == "llama"
-    if (directory / "tokenizer.json").exists():
+    if exists(directory / "tokenizer.json"):
         return Tokenizer(JsonTokenizer(directory, kind, llama), config)
-    if (directory / "tokenizer.model").exists():
+    if exists(directory / "tokenizer.model"):
         return Tokenizer(SentencePieceTokenizer(directory, config, kind, llama), config)
     raise UserError(
         f"{directory} has no tokenizer: neither tokenizer.json nor tokenizer.model; fetch one"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 from tpimpi.errors import UserError
+from tpimpi.model.directory import exists
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair of UTF-16, or alone
 
 
 def read_file(path: Path) -> bytes:
@@ -48,13 +51,21 @@ def parse_object(path: Path, text: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} can't be read: it holds no JSON object; fetch it again")
+    if _ESCAPED_HALF.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # which no tokenizer could take as text
+            half = error.object[error.start]
+            raise UserError(
+                f"{path} can't be read: it has half a character ({half!a}); fetch it again"
+            ) from error
     return content
 
 
 def read_settings(directory: Path, name: str) -> dict[str, Any]:
     """Return the JSON object of a file, empty where there is no such file."""
     path = directory / name
-    return parse_object(path, read_text(path)) if path.exists() else {}
+    return parse_object(path, read_text(path)) if exists(path) else {}
 
 
 def switch(where: str, settings: dict[str, Any], key: str, default: bool) -> bool:

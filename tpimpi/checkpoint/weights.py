@@ -13,8 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tpimpi.checkpoint.files import BROKEN, check_format, read_header, weight_files
-from tpimpi.checkpoint.fingerprint import quick_fingerprint
+from tpimpi.checkpoint.files import (
+    BROKEN,
+    check_format,
+    open_weights,
+    read_header,
+    weight_files,
+)
+from tpimpi.checkpoint.fingerprint import file_state, quick_fingerprint
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
@@ -40,17 +46,28 @@ class Checkpoint:
     """All tensors of a model directory, checked against its config. Raises UserError.
 
     `tensors` has them by the names that a whole model gives them, `config` says whether the head
-    is the embedding, `warnings` what a user should know of them.
+    is the embedding, `warnings` what a user should know of them. `descriptors` are the open files,
+    `states` those that they were in before anything of them was read.
     """
 
     def __init__(self, directory: str | Path, config: ModelConfig):
         self.warnings: list[str] = []
-        self._descriptors: dict[Path, int] = {}
+        self.descriptors: dict[Path, int] = {}
+        self.states: dict[Path, str] = {}
+        try:
+            self._read(Path(directory), config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, directory: Path, config: ModelConfig) -> None:
         found: dict[str, tuple[Path, dict, int]] = {}
         headers = hashlib.sha256()
-        paths = weight_files(Path(directory))
+        paths = weight_files(directory)
         for path in paths:
-            header, start, raw = read_header(path)
+            fd = self.descriptors[path] = open_weights(path)
+            self.states[path] = file_state(os.fstat(fd))
+            header, start, raw = read_header(path, fd)
             headers.update(raw)
             found |= {name: (path, entry, start) for name, entry in header.items()}
         self.tensors = _tensors(config, _with_prefix(found))
@@ -85,9 +102,9 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close the files."""
-        for descriptor in self._descriptors.values():
+        for descriptor in self.descriptors.values():
             os.close(descriptor)
-        self._descriptors.clear()
+        self.descriptors.clear()
 
     def _same_head(self) -> bool:
         """Return whether head and embedding have the same bytes, looking at places over both.
@@ -107,11 +124,9 @@ class Checkpoint:
         return True
 
     def _pread(self, path: Path, nbytes: int, offset: int) -> bytearray:
-        if path not in self._descriptors:
-            self._descriptors[path] = os.open(path, os.O_RDONLY)
         data, got = bytearray(nbytes), 0
         while got < nbytes:
-            count = os.preadv(self._descriptors[path], [memoryview(data)[got:]], offset + got)
+            count = os.preadv(self.descriptors[path], [memoryview(data)[got:]], offset + got)
             if not count:
                 raise UserError(f"{path} became shorter while it was read; fetch it again")
             got += count

@@ -85,11 +85,19 @@ def adapter_base(directory: Path) -> str | None:
 
 
 def exists(path: Path) -> bool:
-    """Return whether a path is there; UserError where that can't be told."""
+    """Return whether a path is there; UserError where that can't be told, or a link leads nowhere.
+
+    Who has the link means to have the file: it is not as if there were none.
+    """
     try:
-        return path.exists()
+        if path.exists():
+            return True
+        dangling = path.is_symlink()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error
+    if dangling:
+        raise UserError(f"{path} is a link to a file that is not there; fetch it again")
+    return False
 
 
 def _refuse_other(given: str) -> None:

@@ -82,6 +82,8 @@ def ensure_shards(
                 shard.check(identity)
             shard.verify_if_touched(speaks=group.rank == 0)
             verifying.begin()
+        if any(missing):  # another conversion may have put its own there meanwhile
+            _current(group, shard, hashes, own, replace=False)
     except BaseException:
         if shard is not None:
             shard.close()
@@ -94,7 +96,9 @@ class _Hashes:
 
     def __init__(self, group: Group, checkpoint: Checkpoint | None, folder: Path):
         self._group, self.own = group, None
-        with group.together():
+        syncing = Waiting("waiting for the disk to take the checkpoint", group.rank)
+        with syncing, group.together():
+            syncing.begin()
             if checkpoint:
                 self.own = TensorHashes(checkpoint, folder)
 
@@ -111,10 +115,10 @@ class _Hashes:
 
 def _open(path: Path, identity: Identity, replace: bool) -> Shard | None:
     """Return the shard that is there, None if there is none that could do."""
-    if not path.exists():
-        return None
     try:
         shard = Shard(path)
+    except FileNotFoundError:  # also where it was removed while this waited for its lock
+        return None
     except OtherFormatError:
         if replace:
             return None

@@ -118,16 +118,22 @@ class Shard:
 
     def __init__(self, path: Path):
         self.path = path
-        self.fd = _open_shared(path)
+        while not self._opened():
+            os.close(self.fd)  # another was put in its place meanwhile
+        self._by_name = {t.name: t for t in self.tensors}
+        _mark_used(path)
+
+    def _opened(self) -> bool:
+        """Open and read what the path names; tell whether that is still the same at the end."""
+        self.fd = _open_shared(self.path)
         try:
-            layout = read_layout(path)
+            layout = read_layout(self.path)
             self.identity, self.tensors = layout.identity, layout.tensors
             self._sums, self.sources = read_tables(self.fd, layout)
+            return os.path.samestat(os.fstat(self.fd), os.stat(self.path))
         except BaseException:
             os.close(self.fd)
             raise
-        self._by_name = {t.name: t for t in self.tensors}
-        _mark_used(path)
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._by_name[name]

@@ -162,8 +162,9 @@ class ShardWriter:
                 layout = _create(self.partial, identity, pieces, encodings)
                 self._reserve(layout.tensors)
             except (OSError, RuntimeError, MachineError) as error:  # as HDF5 puts it
+                length = os.fstat(self._fd).st_size  # of all, once all is laid out
                 self.partial.unlink()
-                raise self._no_room(pieces, encodings) from error
+                raise self._no_room(pieces, encodings, length) from error
         self._layout, self.tensors = layout, layout.tensors
         self._running = [0] * len(self.tensors)
         self._seal(finished=False)
@@ -190,14 +191,15 @@ class ShardWriter:
         first = min((t.offset for t in self.tensors if t.nbytes), default=size)
         write_seal(self._fd, size, first, self._layout.tables, finished)
 
-    def _no_room(self, pieces: list[Piece], encodings: list[str]) -> MachineError:
+    def _no_room(self, pieces: list[Piece], encodings: list[str], length: int) -> MachineError:
         need = sum(
             ENCODINGS[encoding].nbytes(*piece.shape)
             for piece, encoding in zip(pieces, encodings, strict=True)
         )
+        free = size(free_disk(self.path))
         return MachineError(
-            f"{self.path} needs {size(need)} and its disk has {size(free_disk(self.path))} free; "
-            "free some space or choose another folder with --save-dir"
+            f"{self.path} needs {size(max(need, length))} and its disk has {free} free; free some "
+            "space or choose another folder with --save-dir"
         )
 
     def done(self, speaks: bool = False) -> list[bytes | None]:

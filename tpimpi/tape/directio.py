@@ -13,19 +13,25 @@ from tpimpi.shards.layout import PAGE
 
 
 class DirectFile:
-    """A file open for reading with O_DIRECT (Linux), F_NOCACHE (macOS), or plainly (tmpfs)."""
+    """A file open for reading with O_DIRECT (Linux), F_NOCACHE (macOS), or plainly (tmpfs).
 
-    def __init__(self, path: Path):
+    `opened` is a descriptor of it: where the system can, that file is opened again, though another
+    may have been put in its place.
+    """
+
+    def __init__(self, path: Path, opened: int | None = None):
         self._path = path
         self._direct = False
+        again = f"/proc/self/fd/{opened}"
+        name = again if opened is not None and os.path.exists(again) else path
         if hasattr(os, "O_DIRECT"):
             try:
-                self.fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+                self.fd = os.open(name, os.O_RDONLY | os.O_DIRECT)
                 self._direct = True
                 return
             except OSError:
                 pass  # a file system without it: the buffered way below
-        self.fd = os.open(path, os.O_RDONLY)
+        self.fd = os.open(name, os.O_RDONLY)
         if sys.platform == "darwin":
             fcntl.fcntl(self.fd, fcntl.F_NOCACHE, 1)
 

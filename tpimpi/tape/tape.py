@@ -78,7 +78,7 @@ class Tape:
         self.on_wait: Callable[[float, float], None] | None = None  # told begin and end of each
         self.bytes_read = 0
         self._threads: list[threading.Thread] = []
-        self._file = DirectFile(shard.path)
+        self._file = DirectFile(shard.path, shard.fd)
         try:
             self._start(shard)
         except BaseException:
