@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tpimpi.checkpoint.tokenizer_files import read_settings, read_text
+from tpimpi.checkpoint.tokenizer_files import read_settings
+from tpimpi.model.directory import read_text
 
 
 def chat_template_of(directory: str | Path) -> str | None:

@@ -1,60 +1,18 @@
-"""The files of a tokenizer: read whole, and refused by what is wrong with them."""
+"""The settings in the files of a tokenizer, each checked for its kind as it is taken."""
 
 from __future__ import annotations
 
-import json
-import stat
 from pathlib import Path
 from typing import Any
 
 from tpimpi.errors import UserError
-
-_POINTER = b"version https://git-lfs.github.com/spec/"
-
-
-def read_file(path: Path) -> bytes:
-    """Return a file's bytes; UserError for what is no file, or stands for one elsewhere."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for, for ever
-            raise UserError(f"{path} can't be read: it is no regular file; put the file there")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror})") from error
-    if content.startswith(_POINTER):
-        raise UserError(
-            f"{path} can't be read: it is a Git LFS pointer, which only names the file; run "
-            "`git lfs pull` in its folder"
-        )
-    return content
-
-
-def read_text(path: Path) -> str:
-    """Return a file's UTF-8 text; UserError as above."""
-    try:
-        return read_file(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} can't be read: it is no UTF-8 text ({error.reason}); fetch it again"
-        ) from error
-
-
-def parse_object(path: Path, text: str) -> dict[str, Any]:
-    """Return the JSON object in the text of a file; UserError where it holds none."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # the second: nested too deep
-        raise UserError(
-            f"{path} can't be read: it is not valid JSON ({error}); fetch it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} can't be read: it holds no JSON object; fetch it again")
-    return content
+from tpimpi.model.directory import exists, read_json
 
 
 def read_settings(directory: Path, name: str) -> dict[str, Any]:
     """Return the JSON object of a file, empty where there is no such file."""
     path = directory / name
-    return parse_object(path, read_text(path)) if path.exists() else {}
+    return read_json(path) if exists(path) else {}
 
 
 def switch(where: str, settings: dict[str, Any], key: str, default: bool) -> bool:
