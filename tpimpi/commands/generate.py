@@ -188,7 +188,8 @@ def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
     if show:
         print(flush=True)
     completion = stream.completion
-    if completion and len(completion.ids) == 1 and completion.finish_reason == "stop":
+    ends = () if options.settings.ignore_eos else llm.config.eos_token_ids
+    if completion and completion.ids[0] in ends:
         say(f"the model ended at once, with token {completion.ids[0]}; --ignore-eos goes on")
     return completion
 
