@@ -80,6 +80,7 @@ def test_score_is_that_of_the_engine(comm, llm):
         ("word " * 300, {}, "context"),
         ([1, 2000], {}, "2000"),
         ("A", {"temperature": -1}, "temperature is -1"),
+        ("A", {"repeat_penalty": float("inf")}, "must be finite, at least 0.001"),
         ("A", {"top_p": 2}, "from 0 to 1"),
         ("A", {"max_new_tokens": 1.5}, "whole number"),
         ("A", {"warmth": 1}, "known are"),
