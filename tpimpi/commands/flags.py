@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from tpimpi.launch import available_cores
 from tpimpi.memory.request import Budgets, MemoryRequest, shortened
+from tpimpi.numba_settings import MOST_THREADS
 
 MAX_TOKENS = 1 << 24  # longer than any model's context
 MAX_LAYERS = 4096  # some thirty times as many as the deepest model has
 MAX_RANKS = 4096
-MAX_THREADS = 1024  # of one rank
 
 _TOO_MANY_RANKS = ": no model has so many heads to share, so that the others would only wait"
 
@@ -46,7 +46,7 @@ def tokens(low: int) -> Callable:
 def threads(text: str) -> int:
     """Return the value of --threads; a flag's type."""
     why = f"; this machine has {available_cores()} cores"
-    return number(int, 1, MAX_THREADS, why)(text)
+    return number(int, 1, MOST_THREADS, why)(text)
 
 
 def several(one: Callable) -> Callable:
