@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tpimpi.checkpoint.tokenizer_files import read_settings
+from tpimpi.checkpoint.tokenizer_settings import read_settings
 from tpimpi.model.directory import read_text
 
 

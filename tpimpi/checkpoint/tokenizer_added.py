@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpimpi.checkpoint.tokenizer_files import read_settings, switch
+from tpimpi.checkpoint.tokenizer_settings import read_settings, switch
 from tpimpi.errors import UserError
 
 _NAMED = (

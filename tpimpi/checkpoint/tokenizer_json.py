@@ -11,7 +11,7 @@ from typing import Any
 
 from tpimpi.checkpoint.decoding import Decoding, Piece
 from tpimpi.checkpoint.tokenizer_added import check_id, listed_tokens
-from tpimpi.checkpoint.tokenizer_files import read_settings, switch
+from tpimpi.checkpoint.tokenizer_settings import read_settings, switch
 from tpimpi.errors import UserError
 from tpimpi.model.directory import parse_json, read_text
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from tpimpi.checkpoint.decoding import Decoding, Piece
 from tpimpi.checkpoint.tokenizer_added import AddedToken, check_id, listed_tokens
-from tpimpi.checkpoint.tokenizer_files import read_settings, switch
 from tpimpi.checkpoint.tokenizer_json import SPACE
+from tpimpi.checkpoint.tokenizer_settings import read_settings, switch
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.directory import read_bytes
