@@ -40,6 +40,16 @@ class Options:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     flags.add_model(parser)
+    _add_prompt(parser)
+    _add_choice(parser)
+    flags.add_shards(parser)
+    flags.add_memory(parser)
+    flags.add_report(parser)
+    flags.add_output(parser)
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what to go on from."""
     prompt = parser.add_argument_group("prompt")
     source = prompt.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", "-p", metavar="TEXT", help="the text to go on from")
@@ -55,6 +65,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=r"read \n, \t, \\ and \u00e9 in --prompt, --prefix and --stop as in JSON",
     )  # fmt: skip
     prompt.add_argument("--no-echo", action="store_true", help="don't print the prompt again")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how to choose tokens and where to end."""
     choice = parser.add_argument_group("choosing tokens")
     choice.add_argument(
         "--length", "-n", "--max-new-tokens", type=flags.tokens(1), default=20, metavar="N",
@@ -62,16 +76,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     for names, metavar, kind, default, text in (
         (("--temperature", "--temp"), "T", flags.number(float, 0), 1.0,
-         "0 takes the likeliest token always"),
+         "divide the logits by T; 0 takes the likeliest token always"),
         (("--top-k", "--k"), "K", flags.number(int, 0), 0,
          "choose among the K likeliest; 0: all"),
         (("--top-p", "--p"), "P", flags.number(float, 0, 1), 0.9,
-         "... among those that add up to P"),
+         "... among those whose probabilities add up to P; 1: all"),
         (("--min-p",), "P", flags.number(float, 0, 1), 0.0,
-         "... at least P times as likely as the first"),
+         "... at least P times as likely as the likeliest; 0: all"),
         (("--repeat-penalty",), "X", flags.number(float, 1e-3), 1.0,
-         "divide the logits of tokens seen"),
-        (("--seed",), "N", flags.number(int, 0), 42, "of the random numbers"),
+         "divide the logits of tokens seen by X; 1: off"),
+        (("--seed",), "N", flags.number(int, 0), 42, "seed of the random numbers"),
     ):  # fmt: skip
         choice.add_argument(
             *names, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
@@ -85,10 +99,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="end at the token with this id; repeatable",
     )  # fmt: skip
     choice.add_argument("--ignore-eos", action="store_true", help="go on after an end token")
-    flags.add_shards(parser)
-    flags.add_memory(parser)
-    flags.add_report(parser)
-    flags.add_output(parser)
 
 
 def options(args: argparse.Namespace) -> Options:
