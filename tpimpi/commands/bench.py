@@ -76,7 +76,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_output(parser)
     flags.add_shards(parser)
     for name, kind, metavar, text in (
-        ("--memory-window", flags.number(int, 2), "N", f"blocks of mode window (default: {Settings.window})"),
+        ("--memory-window", flags.number(int, 2), "N",
+         f"blocks of mode window (default: {Settings.window})"),
         ("--memory-budget", flags.budgets, "BYTES", "of mode budget (default: the process and "
          "60 %% of the weights)"),
         ("--prompt-chunk", flags.tokens(1), "N", "tokens of a prompt computed in one pass"),
