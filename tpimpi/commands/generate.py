@@ -7,6 +7,7 @@ import json
 import re
 import time
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_text, read_text
@@ -14,6 +15,7 @@ from tpimpi.console import say
 from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
+from tpimpi.progress import Waiting
 from tpimpi.units import size
 
 SUMMARY = "write text after a prompt"
@@ -189,10 +191,13 @@ def run(options: Options, group, threads: int) -> None:
 def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
     """Show the text as it is made; return what was made (rank 0)."""
     show = speaks and not options.json
-    if show and options.echo and options.prompt is not None:
-        print(prompt, end="", flush=True)
     stream = llm.stream(ids if speaks else "", options.settings)
-    for piece in stream:
+    with Waiting("waiting for the first text", 0 if speaks else 1) as waiting:
+        waiting.begin()
+        first = next(stream, "")  # weights that stay in memory are read meanwhile
+    if show and options.echo and options.prompt is not None:
+        print(prompt, end="")
+    for piece in chain([first], stream):
         if show:
             print(piece, end="", flush=True)
     if show:
