@@ -53,7 +53,7 @@ def equals(directory, config, arrays):
         ("{", "not valid JSON"),
         ("[]", "no JSON object"),
         ("[" * 100_000, "not valid JSON"),
-        ("\xff", "not valid JSON"),
+        ("\xff", "no UTF-8 text"),
         ('{"metadata": {}}', "not a valid index"),
         ('{"weight_map": [1]}', "not a valid index"),
         ('{"weight_map": {"a": 5}}', "5 is no file's name"),

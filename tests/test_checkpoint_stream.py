@@ -83,11 +83,12 @@ def test_text_streams_as_its_library_decodes(kinds, kind, text, cut):
 @pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
 def test_broken_bytes_are_decoded_as_sentencepiece_does(kinds, kind):
     pieces = kinds["tokenizer.model"]._coder._pieces
-    first = pieces.piece_to_id("<0x00>")
+    first, letter = pieces.piece_to_id("<0x00>"), pieces.piece_to_id("e")
     choice = random.Random(2)
     for _ in range(300):
         data = choice.choices([0xE6, 0x97, 0xA5, 0x41, 0xF0, 0x9F, 0x98, 0x80, 0xC0, 0xED], k=9)
         ids = [pieces.piece_to_id("<0x78>"), *(first + byte for byte in data)]
+        ids.insert(choice.randrange(2, 10), letter)  # it ends a character that lacks bytes
         assert kinds[kind].decode(ids) == pieces.decode(ids)
 
 

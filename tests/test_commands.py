@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import tpimpi
-from program import DEMO, GREEDY, output, run
+from program import DEMO, GREEDY, TPIMPI, output, run
+from tpimpi.checkpoint.tokenizer import load_tokenizer
+from tpimpi.model.config import ModelConfig
 
 TEXT = (
     """\
@@ -54,6 +57,41 @@ def test_a_stop_string_ends_the_text(mpirun):
     result = json.loads(output(run(mpirun, 2, "generate", "--model", DEMO, *flags)))
     assert result["text"] == GREEDY[: GREEDY.index(GREEDY[9:14])]
     assert result["finish_reason"] == "stop"
+
+
+def test_escapes_and_a_stop_at_once(mpirun):
+    flags = ["-e", "-p", r"\u0052OMEO:", "--temp", 0, "--stop", r"\n"]
+    process = run(mpirun, 2, "generate", "--model", DEMO, *flags)
+    assert output(process) == "ROMEO:\n"  # the greedy text begins with the stop
+    assert "ended at once" not in process.stderr and "chat" not in process.stderr
+
+
+def test_a_chat_model_that_ends_at_once(mpirun, tmp_path):
+    model = shutil.copytree(DEMO, tmp_path / "model")
+    tokenizer = load_tokenizer(DEMO, ModelConfig.from_directory(DEMO))
+    first = tokenizer.encode("\n", add_bos=False)[-1]
+    for name, change in (
+        ("tokenizer_config.json", {"chat_template": "{{ messages }}"}),
+        ("generation_config.json", {"eos_token_id": first}),
+    ):
+        content = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(content | change))
+    flags = ["-p", "ROMEO:", "--temp", 0, "-n", 48, "--no-echo"]
+    process = run(mpirun, 2, "generate", "--model", model, *flags)
+    assert output(process) == "\n" and "model is a chat model" in process.stderr
+    assert f"ended at once, with token {first}; --ignore-eos goes on" in process.stderr
+    process = run(mpirun, 2, "generate", "--model", model, *flags, "--ignore-eos")
+    assert output(process) == GREEDY + "\n" and "ended at once" not in process.stderr
+
+
+def test_the_line_of_figures_comes_after_the_text(mpirun):
+    command = [*mpirun, "-np", "2", *TPIMPI, "generate", "--model", DEMO, "-p", "ROMEO:"]
+    process = subprocess.run(
+        [*command, "--temp", "0", "-n", "48"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=120, check=True,
+    )  # fmt: skip
+    text, _, figures = process.stdout.partition(GREEDY + "\n")
+    assert text == "ROMEO:" and figures.startswith("tpimpi: 48 tokens after a prompt of 3 |")
 
 
 def test_prompt_from_stdin_with_a_prefix_and_a_seed(mpirun):

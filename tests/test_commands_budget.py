@@ -104,6 +104,7 @@ def test_the_plan_is_the_account_of_the_run(mpirun, deep, cache, tmp_path):
     found = json.loads(output(run(mpirun, 3, "plan", *flags, "--context", 32, folder=cache)))
     assert found["launched"] and [r["rank"] for r in found["ranks"]] == [0, 1, 2]
     _, figures, _ = generate(mpirun, deep, cache, 3, "--memory-budget", f"{budget}MiB")
+    assert [rank["tokenizer"] > 0 for rank in found["ranks"]] == [True, False, False]
     for planned, ran in zip(found["ranks"], figures, strict=True):
         parts = ("process", "tokenizer", "kv", "activations", "margin", "ring", "resident")
         assert sum(planned[part] for part in parts) == planned["total"] <= budget * MIB

@@ -105,6 +105,11 @@ def test_mistakes(flags):
         parse(BASE + flags)
 
 
+def test_verify_cuts_nothing():
+    with pytest.raises(UserError, match="unrecognized arguments: --split-bin"):
+        parse(["verify", "--model", "M", "--split-bin"])
+
+
 @pytest.mark.parametrize("argv", [[], ["nothing"], ["generate"], ["perplexity", "--model", "M"]])
 def test_incomplete(argv):
     with pytest.raises(UserError):

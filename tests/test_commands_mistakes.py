@@ -100,6 +100,19 @@ def test_spoiled_models(mpirun, model, tmp_path, how, word):
     assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").rglob("*.h5*"))
 
 
+@pytest.mark.parametrize("command", [["generate", "-p", "A", "--no-echo"], ["perplexity"]])
+def test_weights_that_are_no_numbers(mpirun, model, tmp_path, command):
+    path = model / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    at = json.loads(data[8 : 8 + length])["model.norm.weight"]["data_offsets"][0]
+    data[8 + length + at + 10 : 8 + length + at + 12] = b"\xc0\x7f"  # NaN in bf16
+    path.write_bytes(data)
+    flags = ["--file", __file__] if command == ["perplexity"] else []
+    process = run(mpirun, 2, *command, *flags, "--model", model, folder=tmp_path / "cache")
+    refused(process, 1, "logits are not numbers", "weights of this checkpoint")
+
+
 @pytest.mark.parametrize("ranks", [0, 3])
 def test_no_such_model(mpirun, tmp_path, ranks):
     refused(generate(mpirun, tmp_path / "none", ranks=ranks), 2, "does not exist")

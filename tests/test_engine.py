@@ -8,6 +8,7 @@ import pytest
 import tpimpi
 from support import open_session
 from tpimpi.engine.kvcache import KVCache, kept_window
+from tpimpi.errors import MachineError
 
 DEMO = Path(tpimpi.__file__).parent / "demo"
 
@@ -48,6 +49,18 @@ def test_bits_do_not_depend_on_chunk_or_company(comm, references, shared_tmp, na
                     at[slot] = stop
                 found = engine.step(ids, positions, slots, range(len(ids)))
                 assert (found == np.array(expected)).all()
+        session.finish()
+    group.close()
+
+
+def test_a_step_that_can_not_begin_is_told_to_nobody(comm, shared_tmp):
+    session, group, config = open_session(comm, DEMO, shared_tmp)
+    with session:
+        if comm.rank == 0:
+            expected = session.engine.step([5], [0], [0], [0]).copy()
+            with pytest.raises(MachineError, match="cut short at embed"):
+                session.engine.step([10**9], [0], [0], [0])
+            assert (session.engine.step([5], [0], [0], [0]) == expected).all()
         session.finish()
     group.close()
 

@@ -1,10 +1,16 @@
 """The Python interface on any number of ranks: what it gives, what it refuses, where it is left."""
 
+import time
+
 import numpy as np
 import pytest
 
 import tpimpi
 from program import DEMO, GREEDY
+from tpimpi import progress
+from tpimpi.commands import generate
+from tpimpi.commands.command_line import parse
+from tpimpi.engine.engine import Engine
 from tpimpi.errors import UserError
 
 
@@ -30,6 +36,19 @@ def test_text_is_rank_0s(comm, llm):
         assert found == [] and stream.completion is None
     figures = llm.figures()
     assert [f.rank for f in figures or []] == (list(range(comm.size)) if comm.rank == 0 else [])
+
+
+def test_the_wait_for_the_first_text_is_told(comm, llm, monkeypatch, capsys):
+    prefill = Engine.prefill
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0)
+    monkeypatch.setattr(Engine, "prefill", lambda *args: (time.sleep(0.3), prefill(*args))[1])
+    options = parse(["generate", "-m", "M", "-p", "ROMEO:", "--temp", "0", "-n", "48"]).options
+    generate._write(options, llm, "ROMEO:", "ROMEO:", comm.rank == 0)
+    text, said = capsys.readouterr()
+    if comm.rank == 0:
+        assert text == f"ROMEO:{GREEDY}\n" and "waiting for the first text, for" in said
+    else:
+        assert (text, said) == ("", "")
 
 
 def test_seeds_stops_and_ids(comm, llm):
@@ -80,6 +99,7 @@ def test_score_is_that_of_the_engine(comm, llm):
         ("word " * 300, {}, "context"),
         ([1, 2000], {}, "2000"),
         ("A", {"temperature": -1}, "temperature is -1"),
+        ("A", {"repeat_penalty": float("inf")}, "must be finite, at least 0.001"),
         ("A", {"top_p": 2}, "from 0 to 1"),
         ("A", {"max_new_tokens": 1.5}, "whole number"),
         ("A", {"warmth": 1}, "known are"),

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from itertools import product
 
 import numpy as np
 import pytest
@@ -133,8 +134,10 @@ SIZES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("key", SIZES)
-@pytest.mark.parametrize("size", [10**9, 10**12, 10**400, 1 << 63])
+@pytest.mark.parametrize(
+    ("key", "size"),
+    [*product(SIZES, [10**9, 10**12, 10**400, 1 << 63]), ("num_hidden_layers", 10_001)],
+)
 def test_sizes_that_no_model_has_are_refused_at_once(key, size):
     start = time.monotonic()
     with pytest.raises(UserError, match=f"{key} = 1.*at most|{key} = 9223372036854775808, but"):

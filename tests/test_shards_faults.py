@@ -110,6 +110,14 @@ def test_a_flipped_byte_of_an_unfinished_shard_is_not_believed(tmp_path):
         assert time.process_time() - start < 1, place
 
 
+@pytest.mark.parametrize("change", [-1, 1, PAGE])
+def test_a_shard_of_another_length_is_refused_when_it_is_opened(tmp_path, change):
+    path = make(tmp_path / "shard.h5")
+    os.truncate(path, path.stat().st_size + change)
+    with pytest.raises(MachineError, match="damaged or cut short: .*--split-bin"):
+        Shard(path)
+
+
 def test_an_unfinished_shard_under_a_finished_name_is_refused(tmp_path):
     writer = begin(tmp_path / "shard.h5")
     fill(writer, 3)

@@ -20,7 +20,7 @@ from pathlib import Path
 from tpimpi.errors import UserError
 from tpimpi.paths import cache_directory
 
-MOST_THREADS = 1024
+MOST_THREADS = 1024  # of one rank
 _OURS = ("NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR", "NUMBA_THREADING_LAYER")
 
 # Of /proc/cpuinfo, what the compiler's choices depend on, on x86 and ARM.

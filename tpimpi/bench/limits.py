@@ -67,7 +67,7 @@ def flop_rates(group: Group, threads: int, encoding: str, repeats: int) -> np.nd
     best = None
     for tokens, rows, columns in PRODUCTS:
         x = np.ones((tokens, columns), np.float32)  # [T, K]
-        weights = np.zeros((rows, columns), ENCODINGS[encoding].storage)  # [N, K]
+        weights = ENCODINGS[encoding].zeros(rows, columns)  # [N, K]
         out = np.empty((tokens, rows), np.float32)  # [T, N]
 
         def product(x=x, weights=weights, out=out):

@@ -20,7 +20,7 @@ from tpimpi.memory.account import MARGIN_BYTES, MemoryPlan, Work
 from tpimpi.memory.process import free_memory, peak_bytes
 from tpimpi.memory.request import Budgets, MemoryRequest
 from tpimpi.model.tensors import pieces
-from tpimpi.progress import Waiting
+from tpimpi.progress import Progress, Waiting
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.source import Source
 from tpimpi.shards.synthetic import SyntheticSource
@@ -78,8 +78,10 @@ class Bench:
         """Measure one mode; the intervals of one token are on rank 0 alone, the rest everywhere."""
         group = self.group
         self.say(f"{mode}: loading")
-        request, shard = self.request(mode), self._shard()
-        session = load_session(group, self.source, shard, request, self.work, self.threads)
+        with Waiting(f"bench: {mode}: loading", group.rank) as waiting:
+            waiting.begin()
+            request, shard = self.request(mode), self._shard()
+            session = load_session(group, self.source, shard, request, self.work, self.threads)
         seconds, disk = {}, _Disk(group, session.tape, self._names(), self.source.sparse)
         with session:
             engine, model = session.engine, session.model
@@ -216,26 +218,30 @@ class _Rounds:
         items = [("step", rows) for rows in STEPS] + [("prompt", tokens) for tokens in prompts]
         found: dict[tuple[str, int], list[float]] = {item: [] for item in items}
         items = [item for item in items if self._stopwatch.fits(*item)]
-        self._time(items[0])  # loads what stays resident, and fills the ring
-        end = time.perf_counter() + self._seconds
-        between()
-        late: dict[tuple[str, int], float] = {}  # what takes long, and how long
-        for number in range(1, self._repeats + 1):
-            self._say(f"{self._mode}: round {number} of {self._repeats}")
-            end, taken = self._round(items, found, late, end)
-            if not taken:
-                break
+        title, most = f"bench: {self._mode}", self._repeats * len(items)
+        with Progress(title, most, "measurements at most", even=False) as progress:
+            self._stopwatch.time(*items[0])  # loads what stays resident, and fills the ring
+            end = time.perf_counter() + self._seconds
             between()
-        for item, expected in late.items():
-            if not found[item] and expected < LATE * self._seconds:
-                found[item].append(self._time(item))
+            late: dict[tuple[str, int], float] = {}  # what takes long, and how long
+            for _ in range(self._repeats):
+                end, taken = self._round(items, found, late, end, progress)
+                if not taken:
+                    break
                 between()
+            for item, expected in late.items():
+                if not found[item] and expected < LATE * self._seconds:
+                    found[item].append(self._stopwatch.time(*item))
+                    progress.update(1)
+                    between()
         for kind, tokens in (item for item in found if not found[item]):
             why = "take most of --seconds" if (kind, tokens) in items else "not fit in the memory"
             self._say(f"{self._mode}: {kind} of {tokens} left out, as it would {why}")
         return found
 
-    def _round(self, items: list, found: dict, late: dict, end: float) -> tuple[float, bool]:
+    def _round(
+        self, items: list, found: dict, late: dict, end: float, progress: Progress
+    ) -> tuple[float, bool]:
         """Time what is not too long; return the new end of the time, and whether any was timed."""
         taken = False
         for item in (item for item in items if item not in late):
@@ -244,12 +250,7 @@ class _Rounds:
                 late[item] = expected
                 end -= expected if expected < LATE * self._seconds else 0
             elif time.perf_counter() + expected < end or not found[items[0]]:
-                found[item].append(self._time(item))
+                found[item].append(self._stopwatch.time(*item))
+                progress.update(1)
                 taken = True
         return end, taken
-
-    def _time(self, item: tuple[str, int]) -> float:
-        kind, tokens = item
-        with Waiting(f"bench: {self._mode}: {kind} of {tokens} tokens", 0) as waiting:
-            waiting.begin()
-            return self._stopwatch.time(kind, tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +56,20 @@ class _Probe:
         self.path.unlink()
 
 
-def read_rates(group: Group, folder: Path, threads: int) -> Rates:
-    """Measure this rank's rates, the disk's by its shard or by a file in `folder` (collective)."""
+def read_rates(group: Group, folder: Path, names: Sequence[str], threads: int) -> Rates:
+    """Measure this rank's rates (collective).
+
+    The disk's is that of the tape's tensors `names` in a shard in `folder`, or of a file there.
+    """
     rates = limits.memory_rates(group, threads, 3)[group.rank]
-    source, names = None, ["probe"]
+    source = None
     with group.together():
         path = folder / shard_name(group.rank, group.size)
         if path.exists():
             source = Shard(path)
-            names = [t.name for t in source.tensors if len(t.shape) == 2 and t.name != "embed"]
+            names = [name for name in names if name in source]  # it may be of another shape
         else:
-            source = _Probe(folder)
+            source, names = _Probe(folder), ["probe"]
     try:
         disk = limits.disk_rate(group, source, names, PROBE_SECONDS)
     finally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tpimpi.checkpoint.tokenizer_files import read_settings, read_text
-from tpimpi.model.directory import exists
+from tpimpi.checkpoint.tokenizer_settings import read_settings
+from tpimpi.model.directory import exists, read_text
 
 
 def chat_template_of(directory: str | Path) -> str | None:

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from tpimpi.checkpoint.decoding import Decoding
 from tpimpi.checkpoint.text_stream import TextStream, check_stops
-from tpimpi.checkpoint.tokenizer_files import read_settings, switch
 from tpimpi.checkpoint.tokenizer_json import JsonTokenizer
 from tpimpi.checkpoint.tokenizer_model import SentencePieceTokenizer
+from tpimpi.checkpoint.tokenizer_settings import read_settings, switch
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.directory import exists

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpimpi.checkpoint.tokenizer_files import read_settings, switch
+from tpimpi.checkpoint.tokenizer_settings import read_settings, switch
 from tpimpi.errors import UserError
 
 _NAMED = (
@@ -66,17 +66,8 @@ def listed_tokens(
         numbered = _decoder(where, settings["added_tokens_decoder"])
     else:
         where = f"{directory}: special_tokens_map.json"
-        for key, value in read_settings(directory, "special_tokens_map.json").items():
-            if key == _EXTRA_BEFORE:
-                more = value
-            elif key != _EXTRA:
-                named[key] = value
-            elif isinstance(value, dict):
-                named |= value
-            elif isinstance(value, list) and isinstance(extra, list):
-                extra = extra + [token for token in value if token not in extra]
-            else:
-                extra = value
+        mapped = read_settings(directory, "special_tokens_map.json")
+        named, extra, more = _with_map(mapped, named, extra)
         special = {_content(named.get(key)) for key in _NAMED}
         special |= {_content(token) for token in _list(where, extra)}
         numbered = _encoder(directory, special)
@@ -97,6 +88,21 @@ def listed_tokens(
         tokens[token.content] = replace(tokens[token.content], special=True)
     tokens.pop("", None)
     return Listed(tuple(tokens.values()), {key: token.content for key, token in found.items()})
+
+
+def _with_map(mapped: dict[str, Any], named: dict[str, Any], extra: Any) -> tuple:
+    """Return the named and the extra tokens, and what stands in for these, after a map of them."""
+    named = dict(named)
+    for key, value in mapped.items():
+        if key not in (_EXTRA, _EXTRA_BEFORE):
+            named[key] = value
+        elif key == _EXTRA and isinstance(value, dict):
+            named |= value
+        elif key == _EXTRA and isinstance(value, list) and isinstance(extra, list):
+            extra = extra + [token for token in value if token not in extra]
+        elif key == _EXTRA:
+            extra = value
+    return named, extra, mapped.get(_EXTRA_BEFORE)
 
 
 def _rank(item: tuple[str, Any]) -> int:

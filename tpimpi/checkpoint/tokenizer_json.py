@@ -11,8 +11,9 @@ from typing import Any
 
 from tpimpi.checkpoint.decoding import Decoding, Piece
 from tpimpi.checkpoint.tokenizer_added import check_id, listed_tokens
-from tpimpi.checkpoint.tokenizer_files import parse_object, read_settings, read_text, switch
+from tpimpi.checkpoint.tokenizer_settings import read_settings, switch
 from tpimpi.errors import UserError
+from tpimpi.model.directory import parse_json, read_text
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what sentencepiece writes for a space
 LLAMA_NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -29,7 +30,7 @@ class JsonTokenizer:
         text = read_text(path)
         as_llama = kind == "LlamaTokenizer" and llama and '"ByteLevel"' not in text
         if as_llama:
-            text = json.dumps(parse_object(path, text) | _llama_pipeline(directory, settings))
+            text = json.dumps(parse_json(path, text) | _llama_pipeline(directory, settings))
         self._fast = _parsed(path, text)
         self._fast.no_truncation()  # some files keep what their training cut off
         self._fast.no_padding()
@@ -102,7 +103,7 @@ def _parsed(path: Path, text: str) -> Any:
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        content = parse_object(path, text)
+        content = parse_json(path, text)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not isinstance(content.get("model"), dict):
             raise UserError(f"{path} can't be read ({reason}); fetch it again") from error

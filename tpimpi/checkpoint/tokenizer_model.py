@@ -12,10 +12,11 @@ from typing import Any
 
 from tpimpi.checkpoint.decoding import Decoding, Piece
 from tpimpi.checkpoint.tokenizer_added import AddedToken, check_id, listed_tokens
-from tpimpi.checkpoint.tokenizer_files import read_file, read_settings, switch
 from tpimpi.checkpoint.tokenizer_json import SPACE
+from tpimpi.checkpoint.tokenizer_settings import read_settings, switch
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
+from tpimpi.model.directory import read_bytes
 
 # Text is put after one of these, so that sentencepiece adds no space of its own to it: one that no
 # piece has in it, or, where bytes are no pieces, a newline.
@@ -189,7 +190,7 @@ def _parsed(path: Path) -> Any:
     """Return the library's model; UserError says which file is needed where it is another's."""
     import sentencepiece
 
-    content = read_file(path)
+    content = read_bytes(path)
     if re.match(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n", content):
         raise UserError(
             f"{path} can't be read: it is a tiktoken vocabulary (Llama 3's original format); fetch "

@@ -90,14 +90,12 @@ class Checkpoint:
     def read(self, name: str, rows: slice | None, columns: slice | None) -> np.ndarray:
         """Return raw rows (and columns of them) in the storage dtype, contiguous."""
         tensor = self.weight(name)
-        encoding = ENCODINGS[tensor.encoding]
         first, last = (rows.start, rows.stop) if rows else (0, tensor.shape[0])
-        row_shape = tensor.shape[1:]
         row_bytes = tensor.nbytes // tensor.shape[0]
         data = self._pread(
             tensor.path, (last - first) * row_bytes, tensor.offset + first * row_bytes
         )
-        array = np.frombuffer(data, encoding.storage).reshape(last - first, *row_shape)
+        array = ENCODINGS[tensor.encoding].raw(data, (last - first, *tensor.shape[1:]))
         return array if columns is None else np.ascontiguousarray(array[:, columns])
 
     def close(self) -> None:

@@ -64,18 +64,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--repeats", type=flags.number(int, 1), default=Settings.repeats, metavar="N",
-        help="of each measurement at most (default: %(default)s)",
+        help="repeats of each measurement at most (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--seconds", type=flags.number(float, 0.1), default=Settings.seconds, metavar="X",
-        help="for the times of one mode; what would take most of it is left out (default: 30)",
+        "--seconds", type=flags.number(float, 0.1), default=Settings.seconds, metavar="N",
+        help="seconds for the times of one mode; what would take most of them is left out "
+        "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="draw the roofline and one token as PNG")
     parser.add_argument("--report", metavar="FILE", help="write all figures as JSON")
     flags.add_output(parser)
     flags.add_shards(parser)
     for name, kind, metavar, text in (
-        ("--memory-window", flags.number(int, 2), "N", "blocks of mode window (default: 4)"),
+        ("--memory-window", flags.number(int, 2), "N",
+         f"blocks of mode window (default: {Settings.window})"),
         ("--memory-budget", flags.budgets, "BYTES", "of mode budget (default: the process and "
          "60 %% of the weights)"),
         ("--prompt-chunk", flags.tokens(1), "N", "tokens of a prompt computed in one pass"),

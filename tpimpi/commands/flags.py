@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from tpimpi.launch import available_cores
 from tpimpi.memory.request import Budgets, MemoryRequest, shortened
+from tpimpi.numba_settings import MOST_THREADS
 
 MAX_TOKENS = 1 << 24  # longer than any model's context
 MAX_LAYERS = 4096  # some thirty times as many as the deepest model has
 MAX_RANKS = 4096
-MAX_THREADS = 1024  # of one rank
 
 _TOO_MANY_RANKS = ": no model has so many heads to share, so that the others would only wait"
 
@@ -46,7 +46,7 @@ def tokens(low: int) -> Callable:
 def threads(text: str) -> int:
     """Return the value of --threads; a flag's type."""
     why = f"; this machine has {available_cores()} cores"
-    return number(int, 1, MAX_THREADS, why)(text)
+    return number(int, 1, MOST_THREADS, why)(text)
 
 
 def several(one: Callable) -> Callable:
@@ -82,7 +82,7 @@ def add_model_or_shape(parser: argparse.ArgumentParser) -> None:
         "--layers",
         type=number(int, 1, MAX_LAYERS),
         metavar="N",
-        help="of the shape, instead of its own",
+        help="layers of the shape, instead of its own number",
     )
     parser.add_argument(
         "--dtype", choices=("bf16", "f16", "f32"), help="of the shape's weights (default: bf16)"
@@ -97,15 +97,22 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_shards(parser: argparse.ArgumentParser) -> None:
-    """Add --save-dir and --split-bin."""
+def add_save_dir(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add --save-dir; return the group it is in."""
     group = parser.add_argument_group("shards")
     group.add_argument(
         "--save-dir", metavar="DIR",
         help="where each rank keeps its shard (default: a folder per model and partition in "
         "$XDG_CACHE_HOME/tpimpi or ~/.cache/tpimpi)",
     )  # fmt: skip
-    group.add_argument("--split-bin", action="store_true", help="cut the shards again")
+    return group
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Add --save-dir and --split-bin."""
+    add_save_dir(parser).add_argument(
+        "--split-bin", action="store_true", help="cut the shards again"
+    )
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_text, read_text
@@ -14,6 +15,7 @@ from tpimpi.console import say
 from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
+from tpimpi.progress import Waiting
 from tpimpi.units import size
 
 SUMMARY = "write text after a prompt"
@@ -40,6 +42,16 @@ class Options:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     flags.add_model(parser)
+    _add_prompt(parser)
+    _add_choice(parser)
+    flags.add_shards(parser)
+    flags.add_memory(parser)
+    flags.add_report(parser)
+    flags.add_output(parser)
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what to go on from."""
     prompt = parser.add_argument_group("prompt")
     source = prompt.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", "-p", metavar="TEXT", help="the text to go on from")
@@ -55,6 +67,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help=r"read \n, \t, \\ and \u00e9 in --prompt, --prefix and --stop as in JSON",
     )  # fmt: skip
     prompt.add_argument("--no-echo", action="store_true", help="don't print the prompt again")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how to choose tokens and where to end."""
     choice = parser.add_argument_group("choosing tokens")
     choice.add_argument(
         "--length", "-n", "--max-new-tokens", type=flags.tokens(1), default=20, metavar="N",
@@ -62,16 +78,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     for names, metavar, kind, default, text in (
         (("--temperature", "--temp"), "T", flags.number(float, 0), 1.0,
-         "0 takes the likeliest token always"),
+         "divide the logits by T; 0 takes the likeliest token always"),
         (("--top-k", "--k"), "K", flags.number(int, 0), 0,
          "choose among the K likeliest; 0: all"),
         (("--top-p", "--p"), "P", flags.number(float, 0, 1), 0.9,
-         "... among those that add up to P"),
+         "... among those whose probabilities add up to P; 1: all"),
         (("--min-p",), "P", flags.number(float, 0, 1), 0.0,
-         "... at least P times as likely as the first"),
+         "... at least P times as likely as the likeliest; 0: all"),
         (("--repeat-penalty",), "X", flags.number(float, 1e-3), 1.0,
-         "divide the logits of tokens seen"),
-        (("--seed",), "N", flags.number(int, 0), 42, "of the random numbers"),
+         "divide the logits of tokens seen by X; 1: off"),
+        (("--seed",), "N", flags.number(int, 0), 42, "seed of the random numbers"),
     ):  # fmt: skip
         choice.add_argument(
             *names, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
@@ -85,10 +101,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="end at the token with this id; repeatable",
     )  # fmt: skip
     choice.add_argument("--ignore-eos", action="store_true", help="go on after an end token")
-    flags.add_shards(parser)
-    flags.add_memory(parser)
-    flags.add_report(parser)
-    flags.add_output(parser)
 
 
 def options(args: argparse.Namespace) -> Options:
@@ -179,16 +191,20 @@ def run(options: Options, group, threads: int) -> None:
 def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
     """Show the text as it is made; return what was made (rank 0)."""
     show = speaks and not options.json
-    if show and options.echo and options.prompt is not None:
-        print(prompt, end="", flush=True)
     stream = llm.stream(ids if speaks else "", options.settings)
-    for piece in stream:
+    with Waiting("waiting for the first text", 0 if speaks else 1) as waiting:
+        waiting.begin()
+        first = next(stream, "")  # weights that stay in memory are read meanwhile
+    if show and options.echo and options.prompt is not None:
+        print(prompt, end="")
+    for piece in chain([first], stream):
         if show:
             print(piece, end="", flush=True)
     if show:
         print(flush=True)
     completion = stream.completion
-    if completion and len(completion.ids) == 1 and completion.finish_reason == "stop":
+    ends = () if options.settings.ignore_eos else llm.config.eos_token_ids
+    if completion and completion.ids[0] in ends:
         say(f"the model ended at once, with token {completion.ids[0]}; --ignore-eos goes on")
     return completion
 

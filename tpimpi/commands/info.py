@@ -62,7 +62,7 @@ def _row(source, mine) -> dict:
     from tpimpi.model.encoding import ENCODINGS
     from tpimpi.model.tensors import pieces
 
-    size = sum(
+    nbytes = sum(
         ENCODINGS[source.checkpoint.weight(p.source).encoding].nbytes(*p.shape)
         for p in pieces(source.config, mine)
     )
@@ -72,7 +72,7 @@ def _row(source, mine) -> dict:
         "kv_heads": len(mine.kv_heads),
         "mlp_columns": len(mine.columns),
         "vocabulary_rows": len(mine.rows),
-        "shard_bytes": size,
+        "shard_bytes": nbytes,
     }
 
 

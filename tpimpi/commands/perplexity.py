@@ -34,7 +34,9 @@ class Options:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     flags.add_model(parser)
-    parser.add_argument("--file", required=True, metavar="TEXT", help="the text to score")
+    parser.add_argument(
+        "--file", required=True, metavar="FILE", help="the text to score; - is stdin"
+    )
     parser.add_argument(
         "--window", type=flags.tokens(2), metavar="N",
         help="tokens of one window, BOS and N - 1 tokens of the text, each scored once "

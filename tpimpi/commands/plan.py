@@ -86,7 +86,8 @@ def run(options: Options, group, threads: int) -> None:
     plans, requests = _plans(
         group, config, partition, tapes, options.memory, work, threads, tokenizer
     )
-    rates = group.comm.gather(read_rates(group, folder, threads))  # last: it takes memory itself
+    # Last, as it takes memory itself.
+    rates = group.comm.gather(read_rates(group, folder, list(tapes[0]), threads))
     repeats = limits.allreduce_seconds(group, 1, config.hidden_size, 5)
     if group.rank != 0:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from tpimpi.commands.flags import add_model, add_shards
+from tpimpi.commands.flags import add_model, add_save_dir
 from tpimpi.errors import UserError
 from tpimpi.progress import Waiting
 
@@ -23,7 +23,7 @@ class Options:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     add_model(parser)
-    add_shards(parser)
+    add_save_dir(parser)
 
 
 def options(args: argparse.Namespace) -> Options:

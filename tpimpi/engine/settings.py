@@ -43,8 +43,8 @@ class GenerationSettings:
             ("top_p", s.top_p, 0, 1), ("min_p", s.min_p, 0, 1),
             ("repeat_penalty", s.repeat_penalty, 1e-3, math.inf), ("seed", s.seed, 0, math.inf),
         ):  # fmt: skip
-            if not isinstance(value, int | float) or not low <= value <= high:
-                limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            if not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
+                limits = f"from {low} to {high}" if high < math.inf else f"finite, at least {low}"
                 raise UserError(f"{name} is {value!r}, but must be {limits}")
         for name in ("max_new_tokens", "top_k", "seed"):
             value = getattr(self, name, getattr(s, name, None))

@@ -99,7 +99,7 @@ def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None
     x = np.ones((tokens, HEAD_DIM), np.float32)
     out = np.empty_like(x)
     for encoding in encodings:
-        weights = np.zeros((HEAD_DIM, HEAD_DIM), ENCODINGS[encoding].storage)
+        weights = ENCODINGS[encoding].zeros(HEAD_DIM, HEAD_DIM)
         yield matmul(x, weights, out, threads, encoding)
     yield rmsnorm(x, x[0].copy(), 1e-5, out, threads)
     yield silu_gate(out, x, threads)

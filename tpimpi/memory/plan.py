@@ -71,7 +71,7 @@ def plan_ranks(
             Claim(
                 r.budget,
                 r.host,
-                r.needs.process + r.needs.tokenizer,
+                r.needs.resident,
                 r.needs.everything(work, chunk),
                 r.free,
             )

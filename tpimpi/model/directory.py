@@ -13,7 +13,8 @@ from tpimpi.errors import UserError
 _WANTS = "--model wants a Hugging Face directory with config.json, *.safetensors and a tokenizer"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_MOST_BYTES = 1 << 28  # of a JSON file; the index of the largest checkpoints has some 10 MB
+_ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair of UTF-16, or alone
+_MOST_BYTES = 1 << 28  # of a small file; the largest vocabularies have some 30 MB
 
 
 def read_configs(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -32,21 +33,45 @@ def read_configs(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; UserError where there is none."""
-    content = read_bytes(path)
+    return parse_json(path, read_text(path))
+
+
+def parse_json(path: Path, text: str) -> dict[str, Any]:
+    """Return the JSON object in the text of a file; UserError where it holds none."""
     try:
-        content = json.loads(content.decode("utf-8-sig"))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:  # the second: nested too deep
-        raise UserError(f"{path} is not valid JSON ({error}); fetch it again") from error
+        raise UserError(
+            f"{path} can't be read: it is not valid JSON ({error}); fetch it again"
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; fetch it again")
+        raise UserError(f"{path} can't be read: it holds no JSON object; fetch it again")
+    if _ESCAPED_HALF.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # which no tokenizer could take as text
+            half = error.object[error.start]
+            raise UserError(
+                f"{path} can't be read: it has half a character ({half!a}); fetch it again"
+            ) from error
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of a small file, without a byte order mark; UserError as above."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} can't be read: it is no UTF-8 text ({error.reason}); fetch it again"
+        ) from error
 
 
 def read_bytes(path: Path) -> bytes:
     """Return the content of a small file; UserError where it can't be one."""
     size = regular_size(path)
     if size > _MOST_BYTES:
-        raise UserError(f"{path} has {size} bytes, too many for a JSON file; fetch it again")
+        raise UserError(f"{path} has {size} bytes, too many for such a file; fetch it again")
     try:
         content = path.read_bytes()
     except OSError as error:

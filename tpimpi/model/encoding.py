@@ -27,6 +27,14 @@ class Encoding:
         """Return the bytes of an array of this shape."""
         return math.prod(shape) * self.storage.itemsize
 
+    def raw(self, data, shape: tuple[int, ...], offset: int = 0) -> np.ndarray:
+        """Return the raw elements that lie in a buffer, from its byte `offset` on."""
+        return np.frombuffer(data, self.storage, math.prod(shape), offset).reshape(shape)
+
+    def zeros(self, *shape: int) -> np.ndarray:
+        """Return raw zeros."""
+        return np.zeros(shape, self.storage)
+
 
 def _widen_bf16(raw: np.ndarray) -> np.ndarray:
     # bfloat16 is the upper half of a float32 (Kalamkar et al. 2019, arXiv:1905.12322).

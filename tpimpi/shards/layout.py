@@ -82,7 +82,7 @@ def tape_layout(
     for piece in pieces:
         if piece.streamed:
             encoding = encoding_of(piece.source)
-            nbytes = piece.size * ENCODINGS[encoding].storage.itemsize
+            nbytes = ENCODINGS[encoding].nbytes(*piece.shape)
             tape[piece.name] = StoredTensor(piece.name, encoding, piece.shape, at, nbytes)
             at += -(-nbytes // PAGE) * PAGE
     return tape

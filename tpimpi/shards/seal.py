@@ -20,7 +20,7 @@ from pathlib import Path
 from tpimpi.errors import MachineError, UserError
 from tpimpi.shards.layout import FORMAT_VERSION, PAGE
 
-MEND = "run the command again with --split-bin to cut the shards anew"
+MEND = "cut the shards anew with --split-bin of `tpimpi convert`, `generate` or `bench`"
 _TITLE = "tpimpi shard, format "
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 

@@ -189,7 +189,7 @@ class Shard:
         data = os.pread(self.fd, nbytes, offset)
         if len(data) != nbytes:
             raise MachineError(f"{self.path} is cut short at {name}; {MEND}")
-        return encoding.widen(np.frombuffer(data, encoding.storage)).reshape(shape)
+        return encoding.widen(encoding.raw(data, shape))
 
 
 def _open_shared(path: Path) -> int:

@@ -92,8 +92,7 @@ class SyntheticSource:
     @property
     def nbytes(self) -> int:
         """The bytes of this rank's weights."""
-        item = ENCODINGS[self.encoding].storage.itemsize
-        return sum(piece.size for piece in self._pieces) * item
+        return ENCODINGS[self.encoding].nbytes(sum(piece.size for piece in self._pieces))
 
     def _fits(self, group: Group, folder: Path, again: bool) -> bool:
         need, free = 0, 0
@@ -162,7 +161,7 @@ def write_random(
             else:
                 _write_rows(writer, index, piece, weights)
             writer.complete(index)
-        bar.update(piece.size * encoding.storage.itemsize)
+        bar.update(encoding.nbytes(*piece.shape))
 
 
 def _write_rows(writer, index: int, piece: Piece, weights: RandomWeights) -> None:

@@ -52,9 +52,9 @@ def _create(path: Path, identity: Identity, pieces: list[Piece], encodings: list
         pages += pages // 8
 
 
-def _tensors_lie_together(tensors: list[StoredTensor], size: int) -> bool:
+def _tensors_lie_together(tensors: list[StoredTensor], end: int) -> bool:
     stored = sorted((t for t in tensors if t.nbytes), key=lambda t: t.offset)
-    starts = [t.offset for t in stored[1:]] + [size]
+    starts = [t.offset for t in stored[1:]] + [end]
     # Whatever else lay between would begin a page of its own.
     return all(at - t.offset - t.nbytes < PAGE for t, at in zip(stored, starts, strict=True))
 
@@ -179,17 +179,17 @@ class ShardWriter:
 
     def _reserve(self, tensors: list[StoredTensor]) -> None:
         """Take the whole space from the disk now, so that a full one is noticed at once."""
-        size = max((t.offset + t.nbytes for t in tensors), default=0)
-        size = max(size, os.fstat(self._fd).st_size)
+        end = max((t.offset + t.nbytes for t in tensors), default=0)
+        end = max(end, os.fstat(self._fd).st_size)
         if hasattr(os, "posix_fallocate") and not self._sparse:
-            os.posix_fallocate(self._fd, 0, size)
+            os.posix_fallocate(self._fd, 0, end)
         else:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self._fd, end)
 
     def _seal(self, finished: bool) -> None:
-        size = os.fstat(self._fd).st_size
-        first = min((t.offset for t in self.tensors if t.nbytes), default=size)
-        write_seal(self._fd, size, first, self._layout.tables, finished)
+        end = os.fstat(self._fd).st_size
+        first = min((t.offset for t in self.tensors if t.nbytes), default=end)
+        write_seal(self._fd, end, first, self._layout.tables, finished)
 
     def _no_room(self, pieces: list[Piece], encodings: list[str], length: int) -> MachineError:
         need = sum(

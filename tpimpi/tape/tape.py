@@ -233,5 +233,4 @@ class Tape:
 
 
 def _view(tensor: StoredTensor, memory: mmap.mmap, rows: int, offset: int) -> np.ndarray:
-    storage, columns = ENCODINGS[tensor.encoding].storage, tensor.shape[1]
-    return np.frombuffer(memory, storage, rows * columns, offset).reshape(rows, columns)
+    return ENCODINGS[tensor.encoding].raw(memory, (rows, tensor.shape[1]), offset)
