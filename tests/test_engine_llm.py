@@ -7,18 +7,21 @@ import pytest
 
 import tpimpi
 from program import DEMO, GREEDY
-from tpimpi import progress
+from tpimpi import launch, progress
 from tpimpi.commands import generate
 from tpimpi.commands.command_line import parse
 from tpimpi.engine.engine import Engine
-from tpimpi.errors import UserError
+from tpimpi.errors import MachineError, UserError
+from tpimpi.tape.directio import DirectFile
+
+
+def load(comm, folder):
+    return tpimpi.load(DEMO, comm, memory_window=2, context=200, threads=1, save_dir=folder)
 
 
 @pytest.fixture
 def llm(comm, shared_tmp):
-    with tpimpi.load(
-        DEMO, comm, memory_window=2, context=200, threads=1, save_dir=shared_tmp
-    ) as llm:
+    with load(comm, shared_tmp) as llm:
         yield llm
 
 
@@ -82,6 +85,87 @@ def test_a_text_may_be_left_half_way(comm, llm):
     assert comm.rank != 0 or text == GREEDY
 
 
+def test_what_numpy_has_made_is_taken(comm, llm):
+    given = [np.arange(5, 9), [np.int64(5)]] if comm.rank == 0 else None
+    numbers = {"max_new_tokens": np.int64(2), "temperature": np.float32(0.5), "seed": 10**40}
+    found = llm.generate(given, stop=None, stop_ids=None, **numbers)
+    assert [len(c.ids) for c in found] == ([2, 2] if comm.rank == 0 else [])
+    assert llm.generate([] if comm.rank == 0 else None) == []
+
+
+@pytest.mark.parametrize("place", ["in a text", "between texts", "at the end"])
+def test_a_rank_that_leaves_with_an_error_is_heard_of(comm, shared_tmp, place):
+    leaver = 0 if place == "in a text" else comm.size - 1
+    with (
+        pytest.raises(KeyError if comm.rank == leaver else MachineError, match="mine"),
+        load(comm, shared_tmp) as llm,
+    ):
+        for _ in llm.stream("ROMEO:", max_new_tokens=9):
+            if place == "in a text":
+                raise KeyError("mine")
+        if comm.rank == leaver and place != "in a text":
+            raise KeyError("mine")
+        if place != "at the end":
+            llm.generate(["A"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("failing", [0, -1])
+def test_a_read_that_fails_on_one_rank_is_told_on_all(comm, shared_tmp, monkeypatch, failing):
+    def fail(*_):
+        raise MachineError("the disk is on fire")
+
+    with load(comm, shared_tmp) as llm:
+        if comm.rank == failing % comm.size:
+            monkeypatch.setattr(DirectFile, "read", fail)
+        for _ in range(2):
+            with pytest.raises(MachineError, match="on fire"):
+                llm.generate(["ROMEO:"], max_new_tokens=100)
+        with pytest.raises(MachineError, match="on fire"):
+            llm.score("My lord, the night is long.")
+
+
+def test_logits_that_are_no_numbers_are_told_on_all_ranks(comm, llm):
+    llm._session.model._norm_weight[:] = np.nan
+    for call in (lambda: llm.generate(["A"]), lambda: llm.score("A man")):
+        with pytest.raises(MachineError, match="are not numbers"):
+            call()
+
+
+def test_a_defect_on_rank_0_is_told_on_all(comm, llm):
+    error = AttributeError if comm.rank == 0 else MachineError
+    for _ in range(2):
+        with pytest.raises(error, match="max_new_tokens"):
+            llm.stream("A", settings="no settings")
+
+
+def test_calls_of_a_closed_model_are_refused(comm, shared_tmp):
+    llm = load(comm, shared_tmp)
+    stream = llm.stream("A", max_new_tokens=2)
+    llm.close()
+    llm.close()
+    assert list(stream) == []
+    for call in (llm.figures, lambda: llm.stream("A"), lambda: llm.score("A man")):
+        with pytest.raises(UserError, match="was closed"):
+            call()
+
+
+def test_an_interrupted_pass_is_told(shared_tmp, monkeypatch):
+    from mpi4py import MPI
+
+    from tpimpi.engine import forward
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with load(MPI.COMM_SELF, shared_tmp / str(MPI.COMM_WORLD.rank)) as llm:
+        monkeypatch.setattr(forward, "silu_gate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["A"])
+        monkeypatch.undo()
+        with pytest.raises(MachineError, match="load it again"):
+            llm.generate(["A"])
+
+
 def test_score_is_that_of_the_engine(comm, llm):
     ids = np.random.default_rng(0).integers(3, 1000, 70).tolist()
     whole, windows, text = llm.score(ids), llm.score(ids, window=20), llm.score("ROMEO:" + GREEDY)
@@ -92,29 +176,70 @@ def test_score_is_that_of_the_engine(comm, llm):
         assert whole is windows is text is None
 
 
-@pytest.mark.parametrize(
-    ("prompt", "choices", "words"),
-    [
-        ("", {}, "empty"),
-        ("word " * 300, {}, "context"),
-        ([1, 2000], {}, "2000"),
-        ("A", {"temperature": -1}, "temperature is -1"),
-        ("A", {"repeat_penalty": float("inf")}, "must be finite, at least 0.001"),
-        ("A", {"top_p": 2}, "from 0 to 1"),
-        ("A", {"max_new_tokens": 1.5}, "whole number"),
-        ("A", {"warmth": 1}, "known are"),
-        ("A", {"stop": ["", "b"]}, "empty"),
-    ],
-)
-def test_refusals_leave_the_model_as_it_was(comm, llm, prompt, choices, words):
-    with pytest.raises(UserError, match=words):
-        llm.stream(prompt, **choices)
-    assert len(llm.generate(["A"], max_new_tokens=2)) == (comm.rank == 0)
+REFUSED = [
+    ("", {}, "empty"),
+    ("word " * 300, {}, "context"),
+    ([1, 2000], {}, "2000"),
+    ("A", {"temperature": -1}, "temperature is -1"),
+    ("A", {"repeat_penalty": float("inf")}, "finite"),
+    ("A", {"top_p": 2}, "from 0 to 1"),
+    ("A", {"max_new_tokens": 1.5}, "whole number"),
+    ("A", {"warmth": 1}, "known are"),
+    ("A", {"stop": ["", "b"]}, "empty"),
+    ("A", {"stop": [5]}, "stop_ids"),
+    ("A", {"stop_ids": [1.5]}, "whole number"),
+    ("A", {"temperature": float("inf")}, "finite"),
+    ("A", {"temperature": 10**400}, "finite"),
+    ("A", {"ignore_eos": "no"}, "True or False"),
+    (None, {}, "a text or a list of ids"),
+    (b"A", {}, "not bytes"),
+    ([1.5], {}, "an id is 1.5"),
+    (["A"], {}, "an id is 'A'"),
+    (np.zeros((2, 2), int), {}, "whole number"),
+]
+
+
+def test_refusals_leave_the_model_as_it_was(comm, llm):
+    for prompt, choices, words in REFUSED:
+        with pytest.raises(UserError, match=words):
+            llm.stream(prompt, **choices)
+        assert len(llm.generate(["A"], max_new_tokens=2)) == (comm.rank == 0)
+    for prompts in ("ROMEO:", 5, None):
+        with pytest.raises(UserError, match="a list of prompts"):
+            llm.generate(prompts)
+    for window, words in ((1, "least 2"), (0, "least 2"), (2.5, "whole"), (201, "200 tokens")):
+        with pytest.raises(UserError, match=words):
+            llm.score("My lord, the night is long.", window)
+    with pytest.raises(UserError, match="a text or a list of ids"):
+        llm.score(None)
+
+
+def test_without_bos_windows_begin_with_the_token_before(comm, llm):
+    object.__setattr__(llm.config, "bos_token_id", None)
+    for window in (2, 3, 70):
+        score = llm.score([*range(100, 120)], window)
+        assert comm.rank != 0 or score.tokens == 19
+
+
+def test_threads_that_one_rank_refuses_are_refused_on_all(comm, monkeypatch):
+    def refuse(_):
+        raise UserError("no such threads")
+
+    if comm.rank == comm.size - 1:
+        monkeypatch.setattr(launch, "prepare", refuse)
+    with pytest.raises(UserError, match="no such threads"):
+        tpimpi.load(DEMO, comm)
 
 
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
+        ({"context": "9"}, "whole number"),
+        ({"threads": 0}, "at least 1"),
+        ({"memory_budget": None}, "whole number"),
+        ({"memory_budget": 3000000000.5}, "whole number"),
+        ({"memory_budget": 200}, "did you mean"),
+        ({"prompt_chunk": 1.5}, "whole number"),
         ({"context": 9999}, "from 2 to the model's 512"),
         ({"memory_budget": "3XB"}, "3XB"),
         ({"memory_window": 1}, "at least 2"),
@@ -124,6 +249,6 @@ def test_refusals_leave_the_model_as_it_was(comm, llm, prompt, choices, words):
 )
 def test_loads_that_are_refused(comm, shared_tmp, choices, words):
     with pytest.raises(UserError, match=words):
-        tpimpi.load(DEMO, comm, threads=1, save_dir=shared_tmp, **choices)
+        tpimpi.load(DEMO, comm, save_dir=shared_tmp, **{"threads": 1} | choices)
     with pytest.raises(UserError, match="does not exist"):
         tpimpi.load(DEMO / "nothing", comm, threads=1)

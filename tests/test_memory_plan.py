@@ -201,3 +201,13 @@ def test_no_account_sees_the_margin():
     rank, work = needs(tape([(1000, 1000)])), Work(1, 2)
     assert rank.besides_weights(0, 0, 1) == 104 * MIB + MARGIN_BYTES
     assert rank.smallest(work) >= rank.peak
+
+
+def test_a_context_may_shrink_to_what_is_enough():
+    rank, work = needs(tape([(3000, 3000)])), Work(4095, 4096, enough=512)
+    smallest = rank.smallest(work)
+    assert smallest < rank.smallest(Work(4095, 4096)) and one(rank, smallest, work).context == 512
+    assert 512 < one(rank, smallest + 20 * MIB, work).context < 4096
+    assert one(rank, rank.everything(work, 512), work).context == 4096
+    with pytest.raises(UserError, match="for 512 tokens"):
+        one(rank, smallest - 1, work)

@@ -98,8 +98,10 @@ def prepare(threads: int | None) -> int:
     local = _first_number(_LOCAL_SIZES, 1)
     cores = available_cores()
     asked = threads is not None
+    for name, value in _SAME_SUMS.items():  # whatever is refused: MPI may be initialized for that
+        os.environ.setdefault(name, value)
     threads = numba_settings.settle(threads or max(1, cores // local), asked, cores)
-    settings = _SAME_SUMS | _WAITING
+    settings = dict(_WAITING)
     if local * threads <= cores:
         settings |= _LINGERING
     else:

@@ -15,6 +15,7 @@ from tpimpi.errors import MachineError, UserError, describe
 
 CHUNK = 8 << 20  # bytes in one message: far below MPI's 2^31 limit, and small beside any budget
 TRIES, NAPS = 20, (20e-6, 200e-6)  # looks before the first nap; seconds of the naps
+PATIENCE = 30.0  # seconds that a rank that leaves waits for the others to hear of it
 SUM_BYTES = 1 << 20  # of one sum: MPI takes as much memory again for what it receives
 
 
@@ -33,11 +34,18 @@ class Group:
         self.on_wait: Callable[[float, float], None] | None = None  # told begin and end of each
         self.patient = False  # whether to sleep, not to spin, until the others come
         self._merge = STRATEGIES[strategy]
+        self._unheard: tuple = ()  # what MPI may still write to
 
     def close(self) -> None:
-        """Free both communicators (collective)."""
-        self.node.Free()
-        self.comm.Free()
+        """Free both communicators (collective); do nothing where MPI has ended."""
+        if not self.ended:
+            self.node.Free()
+            self.comm.Free()
+
+    @property
+    def ended(self) -> bool:
+        """Whether MPI has ended, so that nobody can be reached any more."""
+        return MPI.Is_finalized()
 
     def allreduce(self, buffer: np.ndarray) -> None:
         """Sum a float32 buffer over all ranks, in place (collective)."""
@@ -83,25 +91,56 @@ class Group:
         if self.size > 1:
             self.comm.Bcast(buffer, root=0)
 
-    def agree(self, error: Exception | None) -> None:
+    def agree(self, error: BaseException | None) -> None:
         """Raise the first rank's error on every rank, or nothing anywhere (collective).
 
-        So no rank waits in a collective for one that has left.
+        So no rank waits in a collective for one that has left. An error that is not one of ours is
+        raised as it is where it happened.
         """
+        request, failed = self._count_failed(error)
+        request.Wait()
+        if not failed.any():
+            return
+        first, rank, host = self._first(error)
+        if error is not None and not isinstance(error, UserError | MachineError):
+            error.agreed = True
+            raise error
+        if isinstance(first, MachineError) and self.size > 1:
+            first = MachineError(f"{first} (rank {rank} on {host})")
+        first.agreed = True  # every rank raises it, so every rank can leave in peace
+        raise first from error
+
+    def tell(self, error: BaseException) -> bool:
+        """Let the others raise, where they agree next, that this rank leaves with an error.
+
+        Return whether they have come to hear it, which is not waited for for ever.
+        """
+        request, failed = self._count_failed(error)
+        end = time.monotonic() + PATIENCE
+        while not request.Test():
+            if time.monotonic() > end:
+                self._unheard = (request, failed)
+                return False
+            time.sleep(NAPS[1])
+        self._first(error)
+        return True
+
+    def _count_failed(self, error: BaseException | None) -> tuple[MPI.Request, np.ndarray]:
+        """Begin to tell all ranks which of them have an error."""
+        failed = np.zeros(self.size, np.int32)
+        mine = np.array([error is not None], np.int32)
+        return self.comm.Iallgather(mine, failed), failed
+
+    def _first(self, error: BaseException | None) -> tuple[Exception, int, str]:
+        """Return the first rank's error, one of ours, and where it happened (collective)."""
         mine = None
         if error is not None:
-            kind = "user" if isinstance(error, UserError) else "machine"
-            mine = (kind, str(error), f"rank {self.rank} on {self.host}")
-        failed = [e for e in self.comm.allgather(mine) if e is not None]
-        if not failed:
-            return
-        kind, sentence, where = failed[0]
-        if kind == "user":
-            agreed: Exception = UserError(sentence)
-        else:
-            agreed = MachineError(f"{sentence} ({where})" if self.size > 1 else sentence)
-        agreed.agreed = True  # every rank raises it, so every rank can leave in peace
-        raise agreed from error
+            known = isinstance(error, UserError | MachineError)
+            sentence = str(error) if known else describe(error)
+            mine = (isinstance(error, UserError), sentence, self.rank, self.host)
+        told = self.comm.allgather(mine)
+        users, sentence, rank, host = next(one for one in told if one is not None)
+        return (UserError if users else MachineError)(sentence), rank, host
 
     @contextmanager
     def together(self):
@@ -112,10 +151,10 @@ class Group:
         error = None
         try:
             yield
-        except (UserError, MachineError) as e:
-            error = e
         except (OSError, MemoryError) as e:
             error = MachineError(describe(e))
+        except Exception as e:
+            error = e
         self.agree(error)
 
     def gatherv_rows(self, part: np.ndarray, out: np.ndarray | None, counts: list[int]) -> None:

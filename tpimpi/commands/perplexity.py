@@ -39,8 +39,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--window", type=flags.tokens(2), metavar="N",
-        help="tokens of one window, BOS and N - 1 tokens of the text, each scored once "
-        "(default: 512, or the model's context if that is shorter)",
+        help="tokens of one window, BOS (without one, the token before) and N - 1 tokens of the "
+        "text, each scored once (default: 512, or the model's context if that is shorter)",
     )  # fmt: skip
     flags.add_shards(parser)
     flags.add_memory(parser)

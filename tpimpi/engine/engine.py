@@ -11,7 +11,7 @@ from tpimpi.comm.group import Group
 from tpimpi.engine.forward import Batch, Model
 from tpimpi.engine.sampler import Sampler, check_logits
 
-STOP, STEP, RELEASE = 0, 1, 2
+STOP, STEP, RELEASE, FAIL = 0, 1, 2, 3
 
 
 class Engine:
@@ -20,33 +20,36 @@ class Engine:
     def __init__(self, group: Group, model: Model):
         self._group, self._model = group, model
         self.on_pass: Callable[[float, float], None] | None = None  # told begin and end of each
-        self._failed = False  # whether a pass was left half-way
+        self.failed = False  # whether a pass was left half-way
         self._header = np.zeros(4, np.int64)  # operation, T, n, slot
         self._rows = np.zeros(4 * model.max_tokens, np.int32)  # as in a Batch, one after another
 
-    def serve(self) -> None:
-        """Do what rank 0 says until it stops (ranks other than 0)."""
+    def serve(self) -> bool:
+        """Do what rank 0 says until it stops; return whether it failed (ranks other than 0)."""
         while True:
             self._group.bcast(self._header)
             operation, tokens, count, slot = (int(value) for value in self._header)
+            if operation == FAIL:
+                return True
             if operation == STOP:
-                return
+                self._check()
+                return False
             if operation == RELEASE:
                 self._model.cache.release(slot)
             else:
                 self._run(tokens, count)
 
-    def stop(self) -> None:
+    def stop(self, failed: bool = False) -> None:
         """Let the other ranks leave `serve` (rank 0).
 
-        After a pass that failed here they are within it, and can't be told.
+        After a pass that was left half-way here they are within it, and can't be told.
         """
-        if not self._failed:
-            self._tell(STOP)
+        if not self.failed:
+            self._tell(FAIL if failed else STOP)
 
     def release(self, slot: int) -> None:
         """Forget a sequence on all ranks (rank 0)."""
-        if not self._failed:
+        if not self.failed:
             self._tell(RELEASE, slot=slot)
             self._model.cache.release(slot)
 
@@ -67,7 +70,9 @@ class Engine:
         rows[3 * tokens :] = selected
         self._model.embed(ids)
         self._tell(STEP, tokens, count)  # the others wait for what can't fail any more
-        return self._run(tokens, count)
+        logits = self._run(tokens, count)
+        self._check()
+        return logits
 
     def prefill(self, ids: Sequence[int], slot: int = 0) -> np.ndarray:
         """Run a prompt in chunks (rank 0); return the logits [V] after its last token."""
@@ -112,6 +117,11 @@ class Engine:
         self.release(0)
         return np.array(losses)
 
+    def _check(self) -> None:
+        """Raise what has failed on this rank in a pass."""
+        if self._model.failure is not None:
+            raise self._model.failure
+
     def _tell(self, operation: int, tokens: int = 0, count: int = 0, slot: int = 0) -> None:
         self._header[:] = operation, tokens, count, slot
         self._group.bcast(self._header)
@@ -122,9 +132,9 @@ class Engine:
         self._group.bcast(self._model.hidden[:tokens])
         parts = np.split(rows, (tokens, 2 * tokens, 3 * tokens))
         start = time.perf_counter()
-        self._failed = True
+        self.failed = True
         logits = self._model.forward(Batch(*parts))
-        self._failed = False
+        self.failed = False
         if self.on_pass is not None:
             self.on_pass(start, time.perf_counter())
         return logits

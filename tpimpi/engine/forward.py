@@ -65,6 +65,7 @@ class Model:
         self._head_projection = projection(shard, "head")
         self.buffers = Buffers.allocate(config, mine, max_tokens, max_logits)
         self.hidden = self.buffers.hidden  # [T, D]
+        self.failure: Exception | None = None  # the first product's that had no weights
 
     def embed(self, ids: np.ndarray) -> None:
         """Read the tokens' rows of the embedding from the shard into `hidden` (rank 0)."""
@@ -184,13 +185,20 @@ class Model:
         """Multiply x [T, K] by the tape's next matrix [N, K], tile by tile, into out [:T, N].
 
         Without tokens the matrix only passes, as in a chunk of a prompt that no one asks about.
+        After a failure, out is NaN: the other ranks wait in the sums of this pass, and so rank 0
+        learns from its logits that there is one.
         """
         out = out[: len(x)]
         rows = 0
-        for row, weights in self._tape.take(matrix.name):
-            rows = row + len(weights)
-            if len(x):
-                matmul(x, weights, out[:, row:rows], self._threads, matrix.encoding)
+        try:
+            for row, weights in self._tape.take(matrix.name) if self.failure is None else ():
+                rows = row + len(weights)
+                if len(x):
+                    matmul(x, weights, out[:, row:rows], self._threads, matrix.encoding)
+        except Exception as error:
+            self.failure = error
         if rows == 0:
             out[...] = 0.0  # this rank owns no row, or no column, of the matrix
+        if self.failure is not None:
+            out[...] = np.nan
         return out

@@ -6,7 +6,8 @@ text; the other ranks compute their part and get nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from tpimpi.comm.group import Group
 from tpimpi.engine import figures
 from tpimpi.engine.generation import Completion, Generation
 from tpimpi.engine.session import Session, load_session
-from tpimpi.engine.settings import GenerationSettings
-from tpimpi.errors import UserError
+from tpimpi.engine.settings import GenerationSettings, whole_number
+from tpimpi.engine.stream import Stream
+from tpimpi.errors import MachineError, UserError
 from tpimpi.memory.account import MemoryPlan, Work
 from tpimpi.memory.process import resident_bytes
 from tpimpi.memory.request import MemoryRequest
@@ -100,20 +102,42 @@ class LLM:
         return self
 
     def __exit__(self, kind, error, _) -> None:
-        self.close(kind is None or getattr(error, "agreed", False))
+        if error is None:
+            self.close()
+        else:
+            self._leave(error)
 
-    def close(self, together: bool = True) -> None:
-        """Give all memory back; `together`: whether all ranks call it, and so part from MPI too.
+    def close(self) -> None:
+        """Give all memory back. Once is enough; another time does nothing.
 
-        Once is enough; another time does nothing.
+        Raises MachineError where another rank has left the model with an error.
         """
         if self._closed:
             return
         self._closed = True
-        if together:
-            self._end_stream()
+        try:
+            if not self._group.ended and not self._session.engine.failed:
+                self._end_stream()
+                self._group.agree(None)
+                self.on_close()
+        finally:
+            self._session.close()
+
+    def _leave(self, error: BaseException) -> None:
+        """Give all memory back and let the other ranks know why, if they can be told.
+
+        Else they would wait for this one, in their next call or in MPI's end.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        told = False
+        if not self._group.ended and not self._session.engine.failed:
+            with contextlib.suppress(UserError, MachineError):  # the first error is what counts
+                self._end_stream()
+            told = self._group.tell(error)
         self._session.close()
-        if together:
+        if told:
             self.on_close()
 
     def stream(
@@ -126,7 +150,7 @@ class LLM:
         SamplingSettings by name, such as `max_new_tokens=50, temperature=0`. Raises UserError on
         all ranks.
         """
-        self._end_stream()
+        self._begin()
         generation = None
         with self._group.together():
             wanted = settings or GenerationSettings.of(**choices)
@@ -140,10 +164,18 @@ class LLM:
         add_bos: bool = True, **choices,
     ) -> list[Completion]:  # fmt: skip
         """Return the completions of several prompts, one after another; [] on other ranks."""
-        found = []
-        count = self._group.comm.bcast(len(prompts) if self._group.rank == 0 else 0)
-        for index in range(count):
-            prompt = prompts[index] if self._group.rank == 0 else ""
+        self._begin()
+        found, given = [], []
+        with self._group.together():
+            if self._group.rank == 0:
+                if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+                    raise UserError(
+                        f"generate wants a list of prompts, not {type(prompts).__name__}; put one "
+                        "into a list"
+                    )
+                given = list(prompts)
+        for index in range(self._group.comm.bcast(len(given))):
+            prompt = given[index] if self._group.rank == 0 else ""
             stream = self.stream(prompt, settings, add_bos, **choices)
             for _ in stream:
                 pass
@@ -156,14 +188,15 @@ class LLM:
     ) -> Score | None:  # fmt: skip
         """Return how likely a text, or its ids, is; None on other ranks.
 
-        It is scored in windows of BOS and `window` - 1 tokens (None: as long as the context is).
-        `on_progress` is told how many tokens a window has scored. Raises UserError on all ranks.
+        It is scored in windows of BOS, or without one of the token before, and `window` - 1 tokens
+        (None: as long as the context is). `on_progress` is told how many tokens a window has
+        scored. Raises UserError on all ranks.
         """
-        self._end_stream()
+        self._begin()
         parts: list[list[int]] = []
         with self._group.together():
             if self._group.rank == 0:
-                parts = self._windows(text, min(window or self.plan.context, self.plan.context))
+                parts = self._windows(text, self._window(window))
         with self._session.leading() as engine:
             if engine is None:
                 return None
@@ -176,7 +209,7 @@ class LLM:
 
     def figures(self) -> list[figures.RankFigures] | None:
         """Return all ranks' figures since the start on rank 0 (None on others)."""
-        self._end_stream()
+        self._begin()
         return self._session.figures()
 
     def _generation(
@@ -203,16 +236,27 @@ class LLM:
         ids = tokenizer.encode(text, add_bos=False) if is_text else self._checked(text)
         if len(ids) < 2:
             raise UserError(f"the text has {len(ids)} tokens; give a longer one to score")
-        bos = [self.config.bos_token_id] if self.config.bos_token_id is not None else []
-        step = window - len(bos)
-        parts = [bos + ids[at : at + step] for at in range(0, len(ids), step)]
-        return [part for part in parts if len(part) > 1]
+        step, bos = window - 1, self.config.bos_token_id
+        if bos is None:
+            return [ids[at : at + window] for at in range(0, len(ids) - 1, step)]
+        return [[bos, *ids[at : at + step]] for at in range(0, len(ids), step)]
+
+    def _window(self, window: int | None) -> int:
+        """Return the length of the windows to score in. Raises UserError."""
+        most = self.plan.context
+        if window is None:
+            return most
+        if whole_number("window", window, 2) > most:
+            raise UserError(f"window is {window}, but memory was planned for {most} tokens")
+        return window
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         """Return ids as a list. Raises UserError for one that the model doesn't know."""
-        ids = [int(i) for i in ids]
+        if isinstance(ids, bytes | bytearray) or not isinstance(ids, Iterable):
+            raise UserError(f"give a text or a list of ids, not {type(ids).__name__}")
+        ids = [whole_number("an id", i, 0) for i in ids]
         for token in ids:
-            if not 0 <= token < self.config.vocab_size:
+            if token >= self.config.vocab_size:
                 raise UserError(
                     f"id {token} is beyond the vocabulary of {self.config.vocab_size} tokens"
                 )
@@ -220,50 +264,17 @@ class LLM:
             raise UserError("there are no ids; give some")
         return ids
 
+    def _begin(self) -> None:
+        """Come to the same point on all ranks, from which they can go on (collective)."""
+        if self._closed:
+            raise UserError("the model was closed; load it again")
+        if self._session.engine.failed:
+            raise MachineError("a pass was interrupted, so the model can't go on; load it again")
+        self._end_stream()
+        self._group.agree(self._session.model.failure)
+
     def _end_stream(self) -> None:
         """Finish a text that was left half-way, so that all ranks are at the same point."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-
-
-class Stream:
-    """The text after one prompt as it is made; rank 0 gets the pieces, others none.
-
-    Leaving it half-way is fine: it ends with `close`, or with the model's next call.
-    """
-
-    def __init__(self, session: Session, generation: Generation | None):
-        self._session, self._generation = session, generation
-        self._begun = self._left = False
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        self._begun = True
-        return next(self._pieces)
-
-    @property
-    def completion(self) -> Completion | None:
-        """What was made so far, on rank 0."""
-        return self._generation.completion if self._generation else None
-
-    def close(self) -> None:
-        """End the text on all ranks (collective); do nothing once it has ended."""
-        self._left = True
-        if self._begun and self._generation:
-            self._pieces.close()
-        else:  # others serve to the end; a text that was not begun makes nothing
-            for _ in self._pieces:
-                pass
-
-    def _run(self) -> Iterator[str]:
-        with self._session.leading() as engine:
-            if engine is None or self._left:
-                return
-            try:
-                yield from self._generation.pieces()
-            finally:
-                engine.release(0)

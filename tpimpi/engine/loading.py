@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpimpi import launch
+from tpimpi.engine.settings import whole_number
 from tpimpi.errors import UserError
 from tpimpi.memory.request import Budgets, MemoryRequest
 
 CONTEXT = 4096  # tokens that memory is planned for, where nothing is said
+ENOUGH = 512  # ... where a budget allows no more
 
 
 def load(
@@ -27,7 +29,13 @@ def load(
     cores / ranks on the node). Shards lie in `save_dir` (None: the cache); `split_again` cuts them
     anew. Raises UserError and MachineError, on all ranks alike where the error is foreseen.
     """
-    threads = launch.prepare(threads)
+    refused = None
+    try:
+        if threads is not None:
+            threads = whole_number("threads", threads, 1)
+        threads = launch.prepare(threads)
+    except UserError as error:
+        refused = error
     if comm is None:
         comm = launch.world()
     from tpimpi.comm.group import Group
@@ -37,6 +45,7 @@ def load(
 
     group = Group(comm)
     try:
+        group.agree(refused)
         request = None
         with group.together():
             request = _request(memory_budget, memory_window, keep_all, prompt_chunk)
@@ -44,11 +53,13 @@ def load(
         opened = OpenModel(group, model, save_dir)
         most = opened.config.max_positions
         with group.together():
-            if context is not None and not 2 <= context <= most:
+            if context is not None and whole_number("context", context, 2) > most:
                 raise UserError(f"context is {context}, but must be from 2 to the model's {most}")
         wanted = context or min(CONTEXT, most)
+        enough = wanted if context else min(ENOUGH, most)
         rows = max(1, LOGITS_BYTES // (4 * opened.config.vocab_size))  # for `score`
-        llm = opened.load(request, Work(wanted - 1, wanted, logits=rows), threads, split_again)
+        work = Work(wanted - 1, wanted, logits=rows, enough=enough)
+        llm = opened.load(request, work, threads, split_again)
         llm.on_close = group.close
         return llm
     except BaseException as error:
@@ -61,12 +72,16 @@ def _request(budget: str | int, window: int | None, keep_all: bool, chunk: int |
     """Return what is asked of memory. Raises UserError."""
     if sum([budget != "auto", window is not None, keep_all]) > 1:
         raise UserError("memory_budget, memory_window and keep_all exclude one another")
-    if window is not None and window < 2:
-        raise UserError(f"memory_window is {window}, but must be at least 2 blocks")
-    if chunk is not None and chunk < 1:
-        raise UserError(f"prompt_chunk is {chunk}, but must be at least 1 token")
+    if window is not None:
+        window = whole_number("memory_window", window, 2)
+    if chunk is not None:
+        chunk = whole_number("prompt_chunk", chunk, 1)
     try:
-        budgets = Budgets((budget,)) if isinstance(budget, int) else Budgets.parse(budget)
+        if not isinstance(budget, str):
+            budget = str(whole_number("memory_budget", budget, 0))
+        budgets = Budgets.parse(budget)
     except ValueError as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"memory_budget: {error}") from None
     return MemoryRequest(budgets, window, keep_all, chunk)

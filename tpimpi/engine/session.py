@@ -41,16 +41,29 @@ class Session:
     def leading(self) -> Iterator[Engine | None]:
         """Let rank 0 run a block with the engine while the others serve (collective).
 
-        They get None, once rank 0 has left its block.
+        They get None, once rank 0 has left its block. Its error is raised on all ranks, or what
+        has failed on another and was the cause.
         """
         if self._group.rank != 0:
-            self.engine.serve()
+            if self.engine.serve():
+                self._agree(None)
             yield None
             return
+        error: BaseException | None = None
         try:
             yield self.engine
-        finally:
-            self.engine.stop()
+        except BaseException as e:
+            error = e
+        failed = error is not None and not isinstance(error, GeneratorExit)
+        self.engine.stop(failed)
+        if failed and not self.engine.failed:
+            self._agree(error)
+        if error is not None:
+            raise error
+
+    def _agree(self, error: BaseException | None) -> None:
+        self._group.agree(self.model.failure)
+        self._group.agree(error)
 
     def figures(self) -> list[figures.RankFigures] | None:
         """Return all ranks' figures since the start on rank 0 (collective)."""

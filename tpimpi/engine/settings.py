@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 
 from tpimpi.checkpoint.text_stream import check_stops
 from tpimpi.errors import UserError
+
+
+def whole_number(name: str, value, low: int) -> int:
+    """Return what a caller has given as an int. Raises UserError for what is none."""
+    if not isinstance(value, Integral):
+        raise UserError(f"{name} is {value!r}, but must be a whole number")
+    if value < low:
+        raise UserError(f"{name} is {value}, but must be at least {low}")
+    return int(value)
+
+
+def _number(name: str, value, low: float, high: float | None = None) -> None:
+    """Refuse what is no number, or not one from `low` to `high`. Raises UserError."""
+    try:
+        real = float(value) if isinstance(value, Real) else None
+    except OverflowError:
+        real = math.inf
+    if real is None:
+        raise UserError(f"{name} is {value!r}, but must be a number")
+    if not math.isfinite(real) or real < low or (high is not None and real > high):
+        limits = f"at least {low}, and finite" if high is None else f"from {low} to {high}"
+        raise UserError(f"{name} is {real}, but must be {limits}")
 
 
 @dataclass(frozen=True)
@@ -37,19 +61,20 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         s = self.sampling
-        for name, value, low, high in (
-            ("max_new_tokens", self.max_new_tokens, 1, math.inf),
-            ("temperature", s.temperature, 0, math.inf), ("top_k", s.top_k, 0, math.inf),
-            ("top_p", s.top_p, 0, 1), ("min_p", s.min_p, 0, 1),
-            ("repeat_penalty", s.repeat_penalty, 1e-3, math.inf), ("seed", s.seed, 0, math.inf),
-        ):  # fmt: skip
-            if not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
-                limits = f"from {low} to {high}" if high < math.inf else f"finite, at least {low}"
-                raise UserError(f"{name} is {value!r}, but must be {limits}")
-        for name in ("max_new_tokens", "top_k", "seed"):
-            value = getattr(self, name, getattr(s, name, None))
-            if not isinstance(value, int):
-                raise UserError(f"{name} is {value!r}, but must be a whole number")
+        whole_number("max_new_tokens", self.max_new_tokens, 1)
+        whole_number("top_k", s.top_k, 0)
+        whole_number("seed", s.seed, 0)
+        _number("temperature", s.temperature, 0)
+        _number("top_p", s.top_p, 0, 1)
+        _number("min_p", s.min_p, 0, 1)
+        _number("repeat_penalty", s.repeat_penalty, 1e-3)
+        if not isinstance(self.ignore_eos, bool):
+            raise UserError(f"ignore_eos is {self.ignore_eos!r}, but must be True or False")
+        for stop in self.stop:
+            if not isinstance(stop, str):
+                raise UserError(f"stop holds {stop!r}, but must be texts; ids are stop_ids")
+        for stop in self.stop_ids:
+            whole_number("an id of stop_ids", stop, 0)
         check_stops(self.stop)
 
     @classmethod
@@ -64,7 +89,8 @@ class GenerationSettings:
         for name in ("stop", "stop_ids"):
             if name in choices:
                 value = choices[name]
-                choices[name] = (value,) if isinstance(value, str | int) else tuple(value)
+                one = isinstance(value, str | bytes) or not isinstance(value, Iterable)
+                choices[name] = () if value is None else (value,) if one else tuple(value)
         return cls(
             sampling=SamplingSettings(**{n: v for n, v in choices.items() if n in sampling}),
             **{n: v for n, v in choices.items() if n in own},

@@ -33,11 +33,12 @@ class Work:
     slots: int = 1
     longest_chunk: int | None = None
     logits: int = 1  # rows of logits that one pass may ask for
+    enough: int | None = None  # tokens that a context must hold (None: the prompt and one more)
 
     @property
     def smallest_context(self) -> int:
-        """The tokens that a context must hold for anything to be computed at all."""
-        return min(self.prompt + 1, self.context)
+        """The tokens that a context must hold for what is to be computed at all."""
+        return min(self.enough or self.prompt + 1, self.context)
 
 
 @dataclass(frozen=True)
