@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tpimpi.errors import UserError
-from tpimpi.model.directory import exists
+from tpimpi.model.directory import MOST_BYTES, exists
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair of UTF-16, or alone
@@ -18,8 +18,14 @@ _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair of UTF-16, or alon
 def read_file(path: Path) -> bytes:
     """Return a file's bytes; UserError for what is no file, or stands for one elsewhere."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would be waited for, for ever
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a FIFO would be waited for, for ever
             raise UserError(f"{path} can't be read: it is no regular file; put the file there")
+        if status.st_size > MOST_BYTES:
+            raise UserError(
+                f"{path} can't be read: it has {status.st_size} bytes, too many for a tokenizer's "
+                "file; fetch it again"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from error

@@ -13,7 +13,7 @@ from tpimpi.errors import UserError
 _WANTS = "--model wants a Hugging Face directory with config.json, *.safetensors and a tokenizer"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_MOST_BYTES = 1 << 28  # of a JSON file; the index of the largest checkpoints has some 10 MB
+MOST_BYTES = 1 << 28  # of a JSON file; the largest indexes and tokenizers have some 10 MB
 
 
 def read_configs(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_bytes(path: Path) -> bytes:
     """Return the content of a small file; UserError where it can't be one."""
     size = regular_size(path)
-    if size > _MOST_BYTES:
+    if size > MOST_BYTES:
         raise UserError(f"{path} has {size} bytes, too many for a JSON file; fetch it again")
     try:
         content = path.read_bytes()
