@@ -147,6 +147,15 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, name, make):
         load_tokenizer(tmp_path, ModelConfig.from_directory(DEMO))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_a_terabyte_is_not_read(tmp_path, name):
+    config = changed(tmp_path)
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 1 << 40)  # sparse
+    with pytest.raises(UserError, match=f"{name} can't be read: it has 1099511627776 bytes"):
+        load_tokenizer(tmp_path, config)
+
+
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
     """One by sentencepiece, one of the same pieces by tokenizers, a byte-level one."""
