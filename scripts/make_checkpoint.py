@@ -15,13 +15,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from tpimpi.errors import describe
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.shapes import SHAPES, config_of
 from tpimpi.model.tensors import Kind, expected_shapes
 from tpimpi.model.tensors import tensors as table
+from tpimpi.progress import Progress
+from tpimpi.units import size
 
 PIECE = 1 << 22  # numbers made at a time
 
@@ -86,7 +88,7 @@ def write_weights(output: Path, config: dict, dtype: str, seed: int, most: int) 
     scale = 1 / math.sqrt(config["hidden_size"])
     total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
     weight_map = {}
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+    with Progress("writing random weights", total) as bar:
         for name, tensors in zip(names, files, strict=True):
             header, at = {"__metadata__": {"format": "pt"}}, 0
             for tensor, shape in tensors.items():
@@ -130,7 +132,15 @@ def main() -> None:
     for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
         if (args.tokenizer / name).exists():
             shutil.copy(args.tokenizer / name, args.output / name)
-    write_weights(args.output, config, args.dtype, args.seed, args.max_file_size)
+    try:
+        write_weights(args.output, config, args.dtype, args.seed, args.max_file_size)
+    except OSError as error:
+        sys.exit(f"{args.output} can't be written: {describe(error)}; free some space")
+    written = sum(path.stat().st_size for path in args.output.glob("*.safetensors"))
+    print(
+        f"{args.output}: {size(written)} of random weights; most of their ids are none of the "
+        "tokenizer's, so generate shows little text"
+    )
 
 
 if __name__ == "__main__":

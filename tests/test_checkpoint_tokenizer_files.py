@@ -152,7 +152,7 @@ def test_a_file_of_a_terabyte_is_not_read(tmp_path, name):
     config = changed(tmp_path)
     (tmp_path / name).touch()
     os.truncate(tmp_path / name, 1 << 40)  # sparse
-    with pytest.raises(UserError, match=f"{name} can't be read: it has 1099511627776 bytes"):
+    with pytest.raises(UserError, match=f"{name} has 1099511627776 bytes"):
         load_tokenizer(tmp_path, config)
 
 

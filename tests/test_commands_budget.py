@@ -122,7 +122,7 @@ def test_a_plan_needs_no_weights(mpirun, tmp_path):
     process = run(mpirun, 0, "plan", *flags)
     lines = output(process).splitlines()
     assert len([line for line in lines if line.split()[1:2] == ["600"]]) == 4
-    assert "ms or more" in lines[-2] and "smallest budget" in lines[-1]
+    assert "ms or more" in lines[-2] and "budgets a rank: at least" in lines[-1]
     assert not list(tmp_path.iterdir())
 
 

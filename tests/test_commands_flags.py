@@ -106,7 +106,7 @@ def test_mistakes(flags):
 
 
 def test_verify_cuts_nothing():
-    with pytest.raises(UserError, match="unrecognized arguments: --split-bin"):
+    with pytest.raises(UserError, match="no flag --split-bin"):
         parse(["verify", "--model", "M", "--split-bin"])
 
 
@@ -161,3 +161,18 @@ def test_numbers_beyond_all_reason(command, flags, sentence):
 def test_texts_that_are_refused(flags, words):
     with pytest.raises(UserError, match=words):
         parse(BASE + flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--lenght", "4"],
+            "no flag --lenght; did you mean --length.; see `tpimpi generate --help`",
+        ),
+        (["there"], "'there' belongs to no flag; a text with spaces is put between quotes"),
+    ],
+)
+def test_what_no_flag_takes(words, said):
+    with pytest.raises(UserError, match=said):
+        parse(BASE + words)

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from mpi4py import MPI
 
 from program import DEMO, TPIMPI, refused, run
 from tpimpi.shards.shard import Shard
@@ -187,13 +188,22 @@ def test_disk_full(mpirun, tmp_path):
     assert not list((tmp_path / "shards").iterdir())
 
 
-def test_a_launcher_of_another_mpi_is_told():
-    environment = os.environ | {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}
+@pytest.mark.parametrize(
+    ("launcher", "word"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, "Open MPI's mpirun"),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "4 processes"),
+    ],
+)
+def test_a_launcher_of_another_mpi_is_told(launcher, word):
+    if "Open MPI" in word and "Open MPI" in MPI.Get_library_version():
+        pytest.skip("it is this MPI's own")
+    environment = os.environ | launcher
     process = subprocess.run(
         [*TPIMPI, "generate", "--model", DEMO, "-p", "A"],
         capture_output=True, text=True, timeout=60, env=environment, check=False,
     )  # fmt: skip
-    refused(process, 1, "4 processes", "mpirun")
+    refused(process, 1, word, "mpirun")
 
 
 def test_a_rank_that_fails_alone_takes_the_job_down(mpirun, tmp_path):

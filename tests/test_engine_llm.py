@@ -81,6 +81,8 @@ def test_a_text_may_be_left_half_way(comm, llm):
         if left == 2:
             stream.close()
             stream.close()
+        reason = stream.completion and stream.completion.finish_reason
+        assert reason == ("cancelled" if comm.rank == 0 else None)
     text = "".join(llm.stream("ROMEO:", max_new_tokens=48, temperature=0))
     assert comm.rank != 0 or text == GREEDY
 
@@ -188,6 +190,7 @@ REFUSED = [
     ("A", {"stop": ["", "b"]}, "empty"),
     ("A", {"stop": [5]}, "stop_ids"),
     ("A", {"stop_ids": [1.5]}, "whole number"),
+    ("A", {"stop_ids": [1024]}, "beyond the vocabulary of 1024"),
     ("A", {"temperature": float("inf")}, "finite"),
     ("A", {"temperature": 10**400}, "finite"),
     ("A", {"ignore_eos": "no"}, "True or False"),

@@ -104,3 +104,11 @@ def test_a_gguf_path(tmp_path):
 def test_what_is_no_path(path, says):
     with pytest.raises(UserError, match=says):
         ModelConfig.from_directory(path)
+
+
+def test_a_folder_of_gguf_and_no_path_at_all(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"holds a GGUF file .model.gguf., .*hf download"):
+        ModelConfig.from_directory(tmp_path)
+    with pytest.raises(UserError, match="'' is no path"):
+        ModelConfig.from_directory("")

@@ -6,6 +6,7 @@ folder for these kernels in it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
@@ -113,6 +114,14 @@ def prepare(threads: int | None) -> int:
     return threads
 
 
+def _finalize() -> None:
+    """End MPI with the process, as mpi4py does where it has initialized MPI itself."""
+    from mpi4py import MPI
+
+    if not MPI.Is_finalized():
+        MPI.Finalize()
+
+
 def world():
     """Initialize MPI and return COMM_WORLD, or refuse a launcher of another MPI.
 
@@ -120,12 +129,23 @@ def world():
     """
     import mpi4py
 
-    mpi4py.rc.thread_level = "funneled"
-    from mpi4py import MPI
-
+    if not mpi4py.rc.initialize or "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+    else:
+        # The library is asked who it is first: MPICH ends a process of Open MPI's mpirun at once.
+        mpi4py.rc.initialize = False
+        from mpi4py import MPI
+    library = " ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0").split())
+    if not MPI.Is_initialized():
+        if "OMPI_COMM_WORLD_SIZE" in os.environ and library.startswith("MPICH"):
+            raise MachineError(
+                f"this is Open MPI's mpirun, but mpi4py's MPI is another ({library}); use the "
+                f"mpirun of the same environment ({Path(sys.executable).parent}/mpirun)"
+            )
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
+        atexit.register(_finalize)
     size, expected = MPI.COMM_WORLD.size, launched_size()
     if size == 1 and expected > 1:
-        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
         raise MachineError(
             f"the launcher started {expected} processes, but each sees itself alone: mpirun is of "
             f"another MPI than mpi4py's ({library}); use the mpirun of the same environment "

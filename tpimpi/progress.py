@@ -70,7 +70,10 @@ class Progress:
             pace = rate(self._done / seconds)
         else:
             text = f"{self._title}: {self._done} of {self._total} {self._unit}"
-            pace = f"{self._done / seconds:.3g} a second"
+            per_second = self._done / seconds
+            pace = (
+                f"{per_second:,.0f} a second" if per_second >= 10 else f"{per_second:.1f} a second"
+            )
         if not self._done or not self._even:
             return text
         left = seconds * (self._total - self._done) / self._done

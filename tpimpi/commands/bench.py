@@ -6,7 +6,6 @@ import argparse
 import json
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 from tpimpi.bench.settings import MODES, PROMPTS, Settings
 from tpimpi.commands import flags
@@ -104,6 +103,7 @@ def run(options: Options, group, threads: int) -> None:
     """Measure, then print a summary or one line of JSON on rank 0 (collective)."""
     from tpimpi.bench import summary
     from tpimpi.bench.run import measure, prompts_and_work
+    from tpimpi.commands.report import write_json
 
     with group.together():
         if options.report:
@@ -123,7 +123,7 @@ def run(options: Options, group, threads: int) -> None:
     if group.rank != 0:
         return
     if options.report:
-        Path(options.report).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.report, result)
     print(json.dumps(result) if options.json else summary.text(result), flush=True)
     if options.plot:
         from tpimpi.bench import plot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -54,15 +55,26 @@ def parse(argv: Sequence[str]) -> Invocation:
     parser.add_argument("--version", action="version", version=f"tpimpi {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     flags: dict[str, dict[str, bool]] = {}
+    parsers: dict[str, _Parser] = {}
     for name in COMMANDS:
         module = import_module(f"tpimpi.commands.{name}")
         subparser = subparsers.add_parser(name, help=module.SUMMARY)
         module.add_flags(subparser)
         subparser.set_defaults(module=module)
-        flags[name] = _flags(subparser)
-    args = parser.parse_args(_normalized(argv, flags))
+        flags[name], parsers[name] = _flags(subparser), subparser
+    args, unknown = parser.parse_known_args(_normalized(argv, flags))
+    if unknown:
+        parsers[args.command].error(_unknown(unknown[0], flags[args.command]))
     options = args.module.options(args)
     return Invocation(args.module.run, options, getattr(args, "threads", None))
+
+
+def _unknown(word: str, known: dict[str, bool]) -> str:
+    """Return what is wrong with a word that is neither a flag nor the value of one."""
+    if not word.startswith("-"):
+        return f"{word!r} belongs to no flag; a text with spaces is put between quotes"
+    like = difflib.get_close_matches(word.partition("=")[0], known, 1)
+    return f"there is no flag {word}" + (f"; did you mean {like[0]}?" if like else "")
 
 
 def _flags(parser: argparse.ArgumentParser) -> dict[str, bool]:

@@ -66,7 +66,11 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         "--escape", "-e", action="store_true",
         help=r"read \n, \t, \\ and \u00e9 in --prompt, --prefix and --stop as in JSON",
     )  # fmt: skip
-    prompt.add_argument("--no-echo", action="store_true", help="don't print the prompt again")
+    prompt.add_argument(
+        "--no-echo",
+        action="store_true",
+        help="don't print the prompt again; that of a file never is",
+    )
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tpimpi.commands import flags
+from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.paths import cache_directory
 from tpimpi.units import MIB, rate, size
 
+CONTEXT = 2048  # tokens
 SUMMARY = "tell beforehand what memory holds and a token takes"
 
 
@@ -25,7 +27,7 @@ class Options:
     layers: int | None
     dtype: str | None
     ranks: int | None
-    context: int
+    context: int | None  # None: CONTEXT
     save_dir: str | None
     memory: MemoryRequest
     json: bool
@@ -36,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_model_or_shape(parser)
     flags.add_ranks(parser)
     parser.add_argument(
-        "--context", type=flags.tokens(2), default=2048, metavar="N",
+        "--context", type=flags.tokens(2), metavar="N",
         help="tokens of prompt and text together; half of them are taken as the prompt "
         "(default: 2048, or the model's context if that is shorter)",
     )  # fmt: skip
@@ -77,7 +79,9 @@ def run(options: Options, group, threads: int) -> None:
                 f"-np {ranks} under a launcher of {group.size} ranks; leave one of them out"
             )
     partition = Partition.of(config, [1] * ranks)
-    context = min(options.context, config.max_positions)
+    context = min(options.context or CONTEXT, config.max_positions)
+    if options.context and context < options.context and group.rank == 0:
+        say(f"{config.name} has a context of {context} tokens, so it is planned for those")
     work = Work(max(1, context // 2), context)
     tapes = [tape_layout(pieces(config, mine), encoding_of) for mine in partition.ranks]
     encodings = {tensor.encoding for tape in tapes for tensor in tape.values()}
@@ -96,6 +100,7 @@ def run(options: Options, group, threads: int) -> None:
     allreduce = 2 * config.num_layers * float(np.median(repeats))
     found = {
         "model": config.name, "ranks": rows, "launched": group.size == ranks,
+        "asked_context": work.context, "smallest_context": work.smallest_context,
         "context": plans[0].context, "prompt_chunk": plans[0].chunk,
         "allreduce_seconds": allreduce if group.size == ranks else None,
         "seconds_per_token": max(row["seconds_per_token"] for row in rows) + allreduce,
@@ -148,10 +153,12 @@ def _model(options: Options, group):
 
 
 def _row(r, found, rates, work) -> dict:
+    whole = replace(work, prompt=work.context - 1)
     row = {"rank": r.rank, "host": r.host} | asdict(found)
     del row["resident_rows"]
     return row | {
         "total": found.total, "smallest_budget": r.needs.advised(work),
+        "smallest_budget_of_context": r.needs.advised(whole),
         "budget_of_everything": r.needs.everything(work, found.chunk),
         "disk_bytes_per_second": rates.disk, "memory_bytes_per_second": rates.memory,
         "seconds_per_token": rates.seconds(found),
@@ -189,14 +196,16 @@ def _table(found: dict) -> str:
         if allreduce is None
         else f"allreduces {allreduce * 1e3:.1f} ms"
     )
-    smallest, everything = (
-        size(max(row[key] for row in rows)) for key in ("smallest_budget", "budget_of_everything")
+    smallest, whole, everything = (
+        size(max(row[key] for row in rows))
+        for key in ("smallest_budget", "smallest_budget_of_context", "budget_of_everything")
     )
     lines += [
         f"a token takes {found['seconds_per_token'] * 1e3:.0f} ms or more ({network}), bound by "
         f"the {binds} of rank {slowest['rank']}, which reads "
         f"{rate(slowest['disk_bytes_per_second'])} from disk and "
         f"{rate(slowest['memory_bytes_per_second'])} from memory",
-        f"smallest budget {smallest}, everything in memory {everything} a rank",
+        f"budgets a rank: at least {smallest} (for {found['smallest_context']} tokens), {whole} "
+        f"for all {found['asked_context']}, {everything} with everything in memory",
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tpimpi.engine.figures import RankFigures
+from tpimpi.errors import MachineError
 from tpimpi.units import rate, size
 
 
@@ -27,6 +28,15 @@ def line(figures: dict, ranks: list[RankFigures]) -> str:
 
 
 def write(path: str, figures: dict, ranks: list[RankFigures]) -> None:
-    """Write all figures as JSON."""
-    content = {"figures": figures, "ranks": [asdict(r) for r in ranks]}
-    Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    """Write all figures as JSON. Raises MachineError."""
+    write_json(path, {"figures": figures, "ranks": [asdict(r) for r in ranks]})
+
+
+def write_json(path: str, content: dict) -> None:
+    """Write the file that --report names. Raises MachineError."""
+    try:
+        Path(path).write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise MachineError(
+            f"--report {path} can't be written ({error.strerror}); name another file"
+        ) from error

@@ -20,7 +20,9 @@ class Completion:
     prompt_ids: list[int]
     ids: list[int]
     text: str
-    finish_reason: str  # stop: an end token or a stop text; length: as long as could be
+    finish_reason: (
+        str  # stop: an end token or a stop text; length: as long as could be; cancelled: left
+    )
     first_token_seconds: float
     seconds: float
 
@@ -38,7 +40,7 @@ class Generation:
         self._ends = {*settings.stop_ids, *(() if settings.ignore_eos else eos_ids)}
         self._ids: list[int] = []
         self._parts: list[str] = []
-        self._reason, self._first, self._seconds = "length", 0.0, 0.0
+        self._reason, self._first, self._seconds = "cancelled", 0.0, 0.0
 
     def pieces(self) -> Iterator[str]:
         """Yield the text piece by piece."""
@@ -56,6 +58,8 @@ class Generation:
                 yield piece
             if self._text.stopped:
                 break
+        else:
+            self._reason = "length"
         if piece := self._text.finish():
             self._parts.append(piece)
             yield piece

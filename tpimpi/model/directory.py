@@ -128,8 +128,8 @@ def exists(path: Path) -> bool:
 def _refuse_other(given: str) -> None:
     """Raise UserError for a path that is no model directory: what it is, and how to get one."""
     directory = Path(given)
-    if "\0" in given:
-        raise UserError(f"--model {given!r} is no path")
+    if "\0" in given or not given:
+        raise UserError(f"--model {given!r} is no path; {_WANTS}")
     if given.lower().endswith((".gguf", ".ggml")) and not directory.is_dir():
         raise UserError(
             f"{given} is a GGUF file, but tpimpi reads safetensors; get the original model's "
@@ -153,5 +153,11 @@ def _refuse_other(given: str) -> None:
             raise UserError(
                 f"{given} is an adapter, not a model; merge it into {base} "
                 "(PEFT's merge_and_unload) and save that"
+            )
+        gguf = sorted(directory.glob("*.gguf"))
+        if gguf:
+            raise UserError(
+                f"{given} holds a GGUF file ({gguf[0].name}), but tpimpi reads safetensors; get "
+                "the original model's folder with hf download ID --local-dir DIR and give that"
             )
         raise UserError(f"{given} has no config.json; {_WANTS}")
