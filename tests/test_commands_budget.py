@@ -52,7 +52,7 @@ def smallest(mpirun, model, cache, ranks):
     """Return the smallest budget in MiB that a refusal names."""
     flags = ["-p", "A man", "--memory-budget", "1MiB"]
     process = run(mpirun, ranks, "generate", "-m", model, *flags, folder=cache)
-    assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
+    refused(process, 2, "needs at least")
     found = re.search(r"needs at least (\d+) MiB .* give --memory-budget (\d+)MiB", process.stderr)
     assert found and found[1] == found[2]
     return int(found[1])

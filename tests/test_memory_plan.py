@@ -46,6 +46,18 @@ def one(needs_, budget, work, **flags):
     return plan_ranks([ask(needs_, budget)], MemoryRequest(**flags), work)[0]
 
 
+def test_the_tokenizer_is_a_line_of_the_account():
+    """On rank 0 it is memory that is taken before the kernels' and counts against the budget."""
+    without = needs(tape([(2000, 2000)]), tokenizer=0, peak=0)
+    rank, work = replace(without, tokenizer=54 * MIB), Work(10, 20)
+    assert rank.smallest(work) == without.smallest(work) + 54 * MIB
+    budget = rank.everything(work, 10)
+    plan = one(rank, budget, work)
+    assert (plan.tokenizer, plan.total, plan.streamed) == (54 * MIB, budget, 0)
+    with pytest.raises(UserError, match=r"the process 100 MiB, the tokenizer 54 MiB, keys and"):
+        one(rank, without.smallest(work), work)
+
+
 SHAPES = st.lists(
     st.tuples(st.integers(0, 3000), st.integers(0, 3000)), min_size=1, max_size=12
 ).filter(lambda shapes: any(a * b for a, b in shapes))
