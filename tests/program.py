@@ -21,15 +21,18 @@ GREEDY = (
 PROGRESS = re.compile(r"tpimpi: ([\w ,]+: \d[\w. ]* of \d.*|.*, for [\d smin]+|waiting for .*)$")
 
 
-def run(mpirun, ranks, *arguments, stdin=None, folder=None, seconds=120):
-    """Run tpimpi; `ranks` 0 is without a launcher. Returns the finished process."""
+def run(mpirun, ranks, *arguments, stdin=None, folder=None, seconds=120, program=TPIMPI):
+    """Run tpimpi; `ranks` 0 is without a launcher. Returns the finished process.
+
+    `program` is the command in its place, such as one that changes something and then runs it.
+    """
     launcher = [*mpirun, "-np", str(ranks)] if ranks else []
     environment = dict(os.environ)
     if folder:  # of its own for shards; kernels need not be compiled again
         environment.setdefault("NUMBA_CACHE_DIR", str(cache_directory() / "numba"))
         environment["XDG_CACHE_HOME"] = str(folder)
     return subprocess.run(
-        [*launcher, *TPIMPI, *map(str, arguments)],
+        [*launcher, *program, *map(str, arguments)],
         input=stdin if stdin is not None else "", capture_output=True, text=True,
         timeout=seconds, env=environment, check=False,
     )  # fmt: skip

@@ -179,11 +179,9 @@ def test_disk_full(mpirun, tmp_path):
         "launch.world = world\n"
         "cli.main()\n"
     )
-    command = [*mpirun, "-np", "2", sys.executable, str(tmp_path / "full.py"), "convert"]
-    process = subprocess.run(
-        [*command, "--model", str(DEMO), "--save-dir", str(tmp_path / "shards")],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    program = [sys.executable, tmp_path / "full.py"]
+    flags = ["--model", DEMO, "--save-dir", tmp_path / "shards"]
+    process = run(mpirun, 2, "convert", *flags, program=program)
     refused(process, 1, "GiB", "--save-dir")
     assert not list((tmp_path / "shards").iterdir())
 
@@ -217,11 +215,7 @@ def test_a_rank_that_fails_alone_takes_the_job_down(mpirun, tmp_path):
         "if launch.launched_rank() == 1: forward.silu_gate = broken\n"
         "cli.main()\n"
     )
-    command = [*mpirun, "-np", "3", sys.executable, str(tmp_path / "fail.py"), "generate"]
-    process = subprocess.run(
-        [*command, "--model", str(DEMO), "-p", "A"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    process = generate(mpirun, DEMO, ranks=3, program=[sys.executable, tmp_path / "fail.py"])
     assert process.returncode != 0 and "Traceback" not in process.stderr
     assert "tpimpi: rank 1 on " in process.stderr and "Input/output error" in process.stderr
 
@@ -250,9 +244,5 @@ def test_other_code_on_another_rank(mpirun, tmp_path):
         "versions._sources = lambda: found\n"
         "cli.main()\n"
     )
-    command = [*mpirun, "-np", "2", sys.executable, str(tmp_path / "other.py"), "generate"]
-    process = subprocess.run(
-        [*command, "--model", str(DEMO), "-p", "A"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    process = generate(mpirun, DEMO, program=[sys.executable, tmp_path / "other.py"])
     refused(process, 2, "rank 1 on", "kernels/rope.py differs")
