@@ -114,13 +114,13 @@ def test_a_rank_that_leaves_with_an_error_is_heard_of(comm, shared_tmp, place):
 @pytest.mark.parametrize("failing", [0, -1])
 def test_a_read_that_fails_on_one_rank_is_told_on_all(comm, shared_tmp, monkeypatch, failing):
     def fail(*_):
-        raise MachineError("the disk is on fire")
+        raise OSError(5, "the disk is on fire", "shard")
 
     with load(comm, shared_tmp) as llm:
         if comm.rank == failing % comm.size:
             monkeypatch.setattr(DirectFile, "read", fail)
         for _ in range(2):
-            with pytest.raises(MachineError, match="on fire"):
+            with pytest.raises(MachineError, match="on fire: shard"):
                 llm.generate(["ROMEO:"], max_new_tokens=100)
         with pytest.raises(MachineError, match="on fire"):
             llm.score("My lord, the night is long.")

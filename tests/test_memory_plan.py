@@ -200,6 +200,7 @@ def claim(budget, wanted=1 << 40, host="a", node=1000 * MIB, cgroup=None, path="
 def test_free_memory_is_shared_by_the_ranks_of_a_node():
     assert shared_budgets([claim("auto")] * 2) == [500 * MIB] * 2
     assert shared_budgets([claim("max")]) == [(1100 - 64) * MIB]
+    assert shared_budgets([claim("max", node=200 * MIB)]) == [260 * MIB]  # not less than auto
     assert shared_budgets([claim("auto"), claim("auto", 200 * MIB)]) == [800 * MIB, 200 * MIB]
     assert shared_budgets([claim("auto"), claim("auto", host="b")]) == [900 * MIB] * 2
     assert shared_budgets([claim("auto"), claim(600 * MIB)]) == [500 * MIB, 600 * MIB]

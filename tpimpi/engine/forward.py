@@ -15,6 +15,7 @@ from tpimpi.comm.group import Group
 from tpimpi.engine.buffers import Buffers
 from tpimpi.engine.kvcache import KVCache
 from tpimpi.engine.layers import Layer, Projection, layers_of, projection
+from tpimpi.errors import MachineError, describe
 from tpimpi.kernels.activation import silu_gate
 from tpimpi.kernels.attention import append_kv, attention
 from tpimpi.kernels.matmul import matmul
@@ -195,6 +196,8 @@ class Model:
                 rows = row + len(weights)
                 if len(x):
                     matmul(x, weights, out[:, row:rows], self._threads, matrix.encoding)
+        except (OSError, MemoryError) as error:
+            self.failure = MachineError(describe(error))
         except Exception as error:
             self.failure = error
         if rows == 0:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from tpimpi.memory.process import FreeMemory
 from tpimpi.memory.request import AUTO, MAX
 
-# `auto` leaves a fifth of what is free to other programs, `max` what a node needs to live.
+# `auto` leaves a fifth of what is free to other programs, `max` what a node needs to live, and
+# where little is free never more than `auto`.
 AUTO_SHARE, MAX_SPARED = 0.8, 64 << 20
 
 
@@ -45,7 +46,10 @@ def shared_budgets(claims: Sequence[Claim]) -> list[int]:
         fixed = (claims[i] for i in members if i not in asking)
         free -= sum(max(claim.budget - claim.resident, 0) for claim in fixed)
         needs = [max(claims[i].wanted - claims[i].resident, 0) for i in asking]
-        for word, usable in ((AUTO, AUTO_SHARE * free), (MAX, free - MAX_SPARED)):
+        for word, usable in (
+            (AUTO, AUTO_SHARE * free),
+            (MAX, max(free - MAX_SPARED, AUTO_SHARE * free)),
+        ):
             for i, share in zip(asking, fair_shares(int(usable), needs), strict=True):
                 if claims[i].budget == word:
                     result[i] = min(result[i], claims[i].resident + share)
