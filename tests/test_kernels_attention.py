@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tpimpi.kernels import attention, reference, scratch, softmax, variants
+from tpimpi.kernels import activation, attention, reference, scratch, softmax, variants
 
 RANDOM = np.random.default_rng(5)
 
