@@ -13,11 +13,19 @@ from tpimpi.errors import MachineError
 DEMO = Path(tpimpi.__file__).parent / "demo"
 
 
-@pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("name", ["demo", "mistral_window", "qwen2_window", "qwen3"])
-def test_bits_do_not_depend_on_chunk_or_company(comm, references, shared_tmp, name, window):
+@pytest.mark.parametrize(
+    ("name", "window", "threads"),
+    [("demo", None, 1), ("demo", 2, 1), ("demo", None, 2), ("mistral_window", 2, 1),
+     ("qwen2_window", None, 1), ("qwen3", 2, 1), ("qwen3_window", None, 1), ("yarn", 2, 1),
+     ("dynamic", None, 1)],
+)  # fmt: skip
+def test_bits_do_not_depend_on_chunk_or_company(
+    comm, references, shared_tmp, name, window, threads
+):
     directory = DEMO if name == "demo" else references / name
-    session, group, config = open_session(comm, directory, shared_tmp, window, slots=4)
+    session, group, config = open_session(
+        comm, directory, shared_tmp, window, slots=4, threads=threads
+    )
     random = np.random.default_rng(1)
     texts = [random.integers(3, config.vocab_size, n).tolist() for n in (33, 7, 70)]
     with session:
