@@ -1,5 +1,6 @@
 """The Python interface on any number of ranks: what it gives, what it refuses, where it is left."""
 
+import contextlib
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tpimpi
 from program import DEMO, GREEDY
 from tpimpi import launch, progress
+from tpimpi.comm import group
 from tpimpi.commands import generate
 from tpimpi.commands.command_line import parse
 from tpimpi.engine.engine import Engine
@@ -97,6 +99,7 @@ def test_what_numpy_has_made_is_taken(comm, llm):
 
 @pytest.mark.parametrize("place", ["in a text", "between texts", "at the end"])
 def test_a_rank_that_leaves_with_an_error_is_heard_of(comm, shared_tmp, place):
+    start = time.monotonic()
     leaver = 0 if place == "in a text" else comm.size - 1
     with (
         pytest.raises(KeyError if comm.rank == leaver else MachineError, match="mine"),
@@ -109,6 +112,16 @@ def test_a_rank_that_leaves_with_an_error_is_heard_of(comm, shared_tmp, place):
             raise KeyError("mine")
         if place != "at the end":
             llm.generate(["A"], max_new_tokens=2)
+    assert time.monotonic() - start < group.PATIENCE  # nobody waits for one that has gone
+
+
+def test_after_a_rank_has_left_the_others_can_not_go_on(comm, shared_tmp):
+    with contextlib.suppress(KeyError), load(comm, shared_tmp) as llm:
+        if comm.rank == comm.size - 1:
+            raise KeyError("mine")
+        for words in ("mine", "has left"):
+            with pytest.raises(MachineError, match=words):
+                llm.generate(["A"], max_new_tokens=2)
 
 
 @pytest.mark.parametrize("failing", [0, -1])

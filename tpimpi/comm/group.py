@@ -34,6 +34,7 @@ class Group:
         self.on_wait: Callable[[float, float], None] | None = None  # told begin and end of each
         self.patient = False  # whether to sleep, not to spin, until the others come
         self._merge = STRATEGIES[strategy]
+        self.left = False  # whether a rank has told that it leaves
         self._unheard: tuple = ()  # what MPI may still write to
 
     def close(self) -> None:
@@ -122,7 +123,7 @@ class Group:
                 self._unheard = (request, failed)
                 return False
             time.sleep(NAPS[1])
-        self._first(error)
+        self._first(error, leaves=True)
         return True
 
     def _count_failed(self, error: BaseException | None) -> tuple[MPI.Request, np.ndarray]:
@@ -131,14 +132,17 @@ class Group:
         mine = np.array([error is not None], np.int32)
         return self.comm.Iallgather(mine, failed), failed
 
-    def _first(self, error: BaseException | None) -> tuple[Exception, int, str]:
+    def _first(
+        self, error: BaseException | None, leaves: bool = False
+    ) -> tuple[Exception, int, str]:
         """Return the first rank's error, one of ours, and where it happened (collective)."""
         mine = None
         if error is not None:
             known = isinstance(error, UserError | MachineError)
             sentence = str(error) if known else describe(error)
             mine = (isinstance(error, UserError), sentence, self.rank, self.host)
-        told = self.comm.allgather(mine)
+        told, leaving = zip(*self.comm.allgather((mine, leaves)), strict=True)
+        self.left = any(leaving)
         users, sentence, rank, host = next(one for one in told if one is not None)
         return (UserError if users else MachineError)(sentence), rank, host
 

@@ -117,8 +117,9 @@ class LLM:
         self._closed = True
         try:
             if not self._group.ended and not self._session.engine.failed:
-                self._end_stream()
-                self._group.agree(None)
+                if not self._group.left:
+                    self._end_stream()
+                    self._group.agree(None)
                 self.on_close()
         finally:
             self._session.close()
@@ -131,8 +132,8 @@ class LLM:
         if self._closed:
             return
         self._closed = True
-        told = False
-        if not self._group.ended and not self._session.engine.failed:
+        told = self._group.left  # then all know, and the first has gone
+        if not told and not self._group.ended and not self._session.engine.failed:
             with contextlib.suppress(UserError, MachineError):  # the first error is what counts
                 self._end_stream()
             told = self._group.tell(error)
@@ -275,6 +276,8 @@ class LLM:
             raise UserError("the model was closed; load it again")
         if self._session.engine.failed:
             raise MachineError("a pass was interrupted, so the model can't go on; load it again")
+        if self._group.left:
+            raise MachineError("another rank has left the model with an error; load it again")
         self._end_stream()
         self._group.agree(self._session.model.failure)
 
