@@ -126,6 +126,13 @@ def test_report(mpirun, tmp_path):
         assert rank["streamed_bytes_per_pass"] > 0 == rank["resident_bytes"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_report_that_a_full_disk_does_not_take(mpirun):
+    process = run(mpirun, 2, "generate", "--model", DEMO, "-p", "A", "--report", "/dev/full")
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "--report /dev/full can't be written (No space left on device)" in process.stderr
+
+
 @pytest.mark.parametrize("ranks", [0, 3])
 def test_perplexity_is_that_of_transformers(mpirun, tmp_path, ranks):
     import torch

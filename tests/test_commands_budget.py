@@ -111,6 +111,8 @@ def test_the_plan_is_the_account_of_the_run(mpirun, deep, cache, tmp_path):
         weights = planned["resident"] + planned["streamed"]
         assert weights == ran["resident_bytes"] + ran["streamed_bytes_per_pass"]
         assert planned["smallest_budget"] <= budget * MIB < planned["budget_of_everything"]
+        assert planned["smallest_budget"] <= planned["smallest_budget_of_context"]
+        assert planned["smallest_budget_of_context"] < planned["budget_of_everything"]
         slowest = max(planned["streamed"] / planned["disk_bytes_per_second"], 0)
         assert planned["seconds_per_token"] >= slowest
     assert found["seconds_per_token"] >= found["ranks"][0]["seconds_per_token"] > 0
@@ -124,6 +126,13 @@ def test_a_plan_needs_no_weights(mpirun, tmp_path):
     assert len([line for line in lines if line.split()[1:2] == ["600"]]) == 4
     assert "ms or more" in lines[-2] and "budgets a rank: at least" in lines[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_context_beyond_the_models_is_told(mpirun, tmp_path):
+    flags = ["--shape", "tiny", "--context", 9000, "--output", "json", "--save-dir", tmp_path]
+    process = run(mpirun, 0, "plan", *flags)
+    assert json.loads(output(process))["asked_context"] == 8192
+    assert "tiny has a context of 8192 tokens, so it is planned for those" in process.stderr
 
 
 def test_mistakes_in_plans(mpirun):

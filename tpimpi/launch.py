@@ -129,13 +129,12 @@ def world():
     """
     import mpi4py
 
-    if not mpi4py.rc.initialize or "mpi4py.MPI" in sys.modules:
-        from mpi4py import MPI
-    else:
-        # The library is asked who it is first: MPICH ends a process of Open MPI's mpirun at once.
-        mpi4py.rc.initialize = False
-        from mpi4py import MPI
-    library = " ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0").split())
+    # The library is asked who it is first: MPICH ends a process of Open MPI's mpirun at once.
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+
+    named = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0")
+    library = " ".join(named.split())
     if not MPI.Is_initialized():
         if "OMPI_COMM_WORLD_SIZE" in os.environ and library.startswith("MPICH"):
             raise MachineError(

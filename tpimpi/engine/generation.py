@@ -15,14 +15,16 @@ from tpimpi.engine.settings import GenerationSettings
 
 @dataclass(frozen=True)
 class Completion:
-    """The text that was made after a prompt. Seconds."""
+    """The text that was made after a prompt. Seconds.
+
+    It finished by `stop` (an end token, a stop text), `length` (as long as could be), or was left
+    half-way: `cancelled`.
+    """
 
     prompt_ids: list[int]
     ids: list[int]
     text: str
-    finish_reason: (
-        str  # stop: an end token or a stop text; length: as long as could be; cancelled: left
-    )
+    finish_reason: str
     first_token_seconds: float
     seconds: float
 
