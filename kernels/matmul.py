@@ -1,163 +1,229 @@
-"""x [T, K] times raw weights [N, K]: FP32 arithmetic, weights widened in registers.
+"""x [T, K] times weights in panels [N / 16, K, 16]: FP32 arithmetic, widened in registers.
 
-The same bits for an output element whatever T, N, the tile or the number of threads: a few tokens
-are multiplied where they lie, many in packed panels, see `gemm`, and both sum an element in the
-same 16 lanes over k, see `vector`.
+The same bits for an output element whatever T, N, the tiles or the number of threads: one
+micro-kernel sums every element in one order, see `panels`. Which tiles are used for how many tokens
+is measured, see `tiling`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numba import njit, prange, types
 
-from tpimpi.kernels import panels
-from tpimpi.kernels.emit import HAS_AVX512
-from tpimpi.kernels.gemm import (
-    BATCH,
-    multiply_panel,
-    pack_groups,
-    packed_floats,
-    thread_floats,
-)  # fmt: skip
+from tpimpi.kernels.panels import CHUNK, ROWS, multiply, store_rows, tile_of
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
+from tpimpi.kernels.tiling import MOST_SIDE, Tiling, tiling_for
 from tpimpi.kernels.variants import variant
-from tpimpi.kernels.vector import FAR, ROWS, STREAMS, TOKENS, dot_block
 
-FEW = 2 * TOKENS if HAS_AVX512 else 7  # tokens up to which weights pass straight from memory
-_TASK_BYTES = (256 if FAR else 128) << 10  # that a thread takes at a time for a few tokens
-
-# numba sees an encoding as a dtype: int16 for f16, so that it isn't taken for bf16's uint16.
-_NUMBA_TYPES = {"f32": types.float32, "bf16": types.uint16, "f16": types.int16}
-
-
-@njit(nogil=True)
-def _tokens(x, t, count, w, n, apart, out):
-    """Multiply rows n, n + apart, ... with 1 to TOKENS tokens; STREAMS rows, or ROWS for more."""
-    if count == 1:
-        dot_block(STREAMS, 1, x, t, w, n, apart, out, t, n)
-    elif count == 2:
-        dot_block(ROWS, 2, x, t, w, n, apart, out, t, n)
-    elif count == 3:
-        dot_block(ROWS, 3, x, t, w, n, apart, out, t, n)
-    elif TOKENS > 3 and count == 4:
-        dot_block(ROWS, 4, x, t, w, n, apart, out, t, n)
-    elif TOKENS > 3 and count == 5:
-        dot_block(ROWS, 5, x, t, w, n, apart, out, t, n)
-    elif TOKENS > 3 and count == 6:
-        dot_block(ROWS, 6, x, t, w, n, apart, out, t, n)
+BATCH = 256  # tokens that are laid out at once
+MATRICES = 3  # that one call multiplies with the same x, at most
+_TASK_BYTES = 512 << 10  # that a thread takes at a time
+_EACH = 6  # numbers in the table for a matrix: see `_describe`
+_ALONE = 1 << 15  # numbers of x that one thread lays out sooner than others would be woken
 
 
 @njit(nogil=True)
-def _few(x, w, out, first, last):
-    """Compute out[:, first:last] straight from x and w."""
-    tokens = x.shape[0]
-    blocks = (tokens + TOKENS - 1) // TOKENS
-    rows = STREAMS if tokens == 1 else ROWS
-    groups = (last - first) // rows
-    apart, step = (groups, 1) if FAR else (1, rows)
-    for group in range(groups):
-        t = 0
-        for block in range(blocks):
-            count = (tokens - t) // (blocks - block)
-            _tokens(x, t, count, w, first + group * step, apart, out)
-            t += count
-    for n in range(first + groups * rows, last):
-        for t in range(tokens):
-            dot_block(1, 1, x, t, w, n, 1, out, t, n)
-
-
-def _few_serial(x, w, out):
-    _few(x, w, out, 0, w.shape[0])
+def _describe(table, i, w, out, start):
+    """Note where a matrix's panels lie, how many and how large; where its output is; its rows."""
+    table[i, 0], table[i, 1], table[i, 2] = w.ctypes.data, w.shape[0], w.shape[1]
+    table[i, 3] = out.ctypes.data + start * out.strides[0]
+    table[i, 4], table[i, 5] = out.strides[0], out.shape[1]
 
 
 @njit(nogil=True)
-def _few_tasks(x, w, out, threads, tasks):
-    rows, row_bytes = w.shape[0], max(w.shape[1] * w.itemsize, 1)
-    step = min(max(_TASK_BYTES // row_bytes, 1), rows // (8 * threads) + 1)
-    step = (step + STREAMS - 1) // STREAMS * STREAMS
-    first = next_task(tasks) * step
-    while first < rows:
-        _few(x, w, out, first, min(first + step, rows))
-        first = next_task(tasks) * step
-
-
-def _few_parallel(x, w, out, threads, tasks):
-    tasks[0] = 0
-    for _ in prange(threads):
-        _few_tasks(x, w, out, threads, tasks)
-
-
-def _many_serial(x, w, out, size, work):
-    tokens, rows, packed = x.shape[0], w.shape[0], work[size:]
-    for start in range(0, tokens, BATCH):
-        stop = min(start + BATCH, tokens)
-        pack_groups(x, start, stop, packed, 0, 1)
-        for row in range(0, rows, panels.ROWS):
-            multiply_panel(packed, w, out, start, stop, row, row + panels.ROWS, work)
+def _tiles(tokens, most):
+    """Return into how many tiles tokens are cut; they are as equal as can be, large ones first."""
+    return (tokens + most - 1) // most
 
 
 @njit(nogil=True)
-def _many_tasks(packed, w, out, start, stop, work, tasks):
-    rows, step = w.shape[0], panels.ROWS
-    row = next_task(tasks) * step
-    while row < rows:
-        then = next_task(tasks) * step  # known so early that its weights are fetched meanwhile
-        multiply_panel(packed, w, out, start, stop, row, then, work)
-        row = then
+def _first(tile, tiles, tokens):
+    """Return the first token of a tile."""
+    return tokens // tiles * tile + min(tile, tokens % tiles)
 
 
-def _many_parallel(x, w, out, size, work, threads, tasks):
-    tokens, packed = x.shape[0], work[threads * size :]
-    for start in range(0, tokens, BATCH):
-        stop = min(start + BATCH, tokens)
+@njit(nogil=True)
+def _lay_out(x, start, tokens, most, packed, at, part, parts):
+    """Write this part of tokens start .. start + tokens - 1, tile by tile [K, count]."""
+    columns, tiles = x.shape[1], _tiles(tokens, most)
+    for tile in range(tiles):
+        first = _first(tile, tiles, tokens)
+        count = _first(tile + 1, tiles, tokens) - first
+        lines = (columns + 15) // 16
+        for line in range(lines * part // parts, lines * (part + 1) // parts):
+            for t in range(count):  # whole lines of x, as rows may lie in each other's way
+                place = at + first * columns + t
+                for k in range(16 * line, min(16 * line + 16, columns)):
+                    packed[place + k * count] = x[start + first + t, k]
+
+
+@njit(nogil=True)
+def _panels(tile, table, i, panel, there, side, most, tokens, columns, inputs, ahead, sums, at):
+    """Multiply `there` panels of matrix i, at most `side`, with all tokens; write the outputs."""
+    address, nbytes = table[i, 0] + panel * table[i, 2], table[i, 2]
+    here, size = sums.ctypes.data + 4 * at, side * ROWS
+    for place in range(at, at + size * tokens):
+        sums[place] = 0
+    tiles, step = _tiles(tokens, most), nbytes // columns  # bytes a column, or about so many
+    for column in range(0, columns, CHUNK):
+        width = min(CHUNK, columns - column)
+        fetched, following = address + column * step + ahead, step
+        if tiles > 1:  # the first two fetch the next chunk, a half each
+            fetched, following = address + (column + CHUNK) * step, step // 2
+            if column + CHUNK >= columns:
+                fetched = address + there * nbytes
+        for n in range(tiles):
+            first = _first(n, tiles, tokens)
+            count = _first(n + 1, tiles, tokens) - first
+            multiply(
+                tile, side, count, address, nbytes, there, column, width,
+                inputs + 4 * (first * columns + column * count), here + 4 * first * size,
+                fetched, nbytes, following,
+            )  # fmt: skip
+            if n == 0:
+                fetched += CHUNK * following
+            else:
+                following = 0
+    for n in range(tiles):
+        first = _first(n, tiles, tokens)
+        count = _first(n + 1, tiles, tokens) - first
+        for s in range(there):
+            row = (panel + s) * ROWS
+            store_rows(
+                here + 4 * (first * size + s * count * ROWS), count, min(ROWS, table[i, 5] - row),
+                table[i, 3] + first * table[i, 4] + 4 * row, table[i, 4],
+            )  # fmt: skip
+
+
+@njit(nogil=True)
+def _work(tile, table, side, most, tokens, columns, inputs, ahead, threads, tasks, sums, at):
+    """Take panels of one matrix after another until none is left."""
+    total = 0
+    for i in range(MATRICES):
+        total += table[i, 1]
+    step = min(_TASK_BYTES // max(table[0, 2], 1), total // (8 * threads))
+    step = max(step // side, 1) * side  # panels of a task
+    first, i = 0, 0  # the number of the matrix's first task
+    task = next_task(tasks)
+    while i < MATRICES:
+        panel = (task - first) * step
+        if panel >= table[i, 1]:
+            first += (table[i, 1] + step - 1) // step
+            i += 1
+            continue
+        stop = min(panel + step, table[i, 1])
+        while panel < stop:
+            there = min(side, stop - panel)
+            _panels(
+                tile, table, i, panel, there, side, most, tokens, columns, inputs, ahead, sums, at
+            )
+            panel += there
+        task = next_task(tasks)
+
+
+@njit(nogil=True)
+def _inputs(x, start, most, tokens, sums, packed):
+    """Return where the tokens' numbers lie as tiles have them: one token's as they are."""
+    if tokens == 1:
+        return x.ctypes.data + 4 * start * x.shape[1]
+    return sums.ctypes.data + 4 * packed
+
+
+@njit(nogil=True)
+def _sums_floats(tokens):
+    """Return the floats of one thread's sums."""
+    return MOST_SIDE * ROWS * tokens
+
+
+def _serial(x, w0, out0, w1, out1, w2, out2, tile, side, most, ahead, tasks, work):
+    table = np.empty((MATRICES, _EACH), np.int64)
+    batch = min(x.shape[0], BATCH)
+    packed = _sums_floats(batch)
+    for start in range(0, x.shape[0], BATCH):
+        tokens = min(BATCH, x.shape[0] - start)
+        _describe(table, 0, w0, out0, start)
+        _describe(table, 1, w1, out1, start)
+        _describe(table, 2, w2, out2, start)
+        if tokens > 1:
+            _lay_out(x, start, tokens, most, work, packed, 0, 1)
+        inputs = _inputs(x, start, most, tokens, work, packed)
+        tasks[0] = 0
+        _work(tile, table, side, most, tokens, x.shape[1], inputs, ahead, 1, tasks, work, 0)
+
+
+def _parallel(
+    x, w0, out0, w1, out1, w2, out2, tile, side, most, ahead, tasks, work, threads
+):  # fmt: skip
+    batch, columns = min(x.shape[0], BATCH), x.shape[1]
+    table = np.empty((MATRICES, _EACH), np.int64)
+    each = _sums_floats(batch)
+    packed = threads * each
+    for start in range(0, x.shape[0], BATCH):
+        tokens = min(BATCH, x.shape[0] - start)
+        _describe(table, 0, w0, out0, start)
+        _describe(table, 1, w1, out1, start)
+        _describe(table, 2, w2, out2, start)
+        if tokens > 1:
+            if tokens * columns > _ALONE:
+                for part in prange(threads):
+                    _lay_out(x, start, tokens, most, work, packed, part, threads)
+            else:
+                _lay_out(x, start, tokens, most, work, packed, 0, 1)
+        inputs = _inputs(x, start, most, tokens, work, packed)
         tasks[0] = 0
         for part in prange(threads):
-            pack_groups(x, start, stop, packed, part, threads)
-        for part in prange(threads):
-            _many_tasks(packed, w, out, start, stop, work[part * size :], tasks)
+            _work(
+                tile, table, side, most, tokens, columns, inputs, ahead, threads, tasks, work,
+                part * each,
+            )  # fmt: skip
 
 
 _FLOATS, _STRIDED = types.Array(types.float32, 2, "C"), types.Array(types.float32, 2, "A")
-_WORK = types.Array(types.float32, 1, "C")
-_kernels: dict[tuple[bool, bool, str], Callable] = {}
+_WORK, _BYTES = types.Array(types.float32, 1, "C"), types.Array(types.uint8, 2, "C")
+_ARGUMENTS = (
+    _FLOATS, *[_BYTES, _STRIDED] * MATRICES, *[types.intp] * 4, COUNTER, _WORK,
+)  # fmt: skip
+_NONE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.float32)
+_kernels: dict[bool, Callable] = {}
+_tile_addresses: dict[str, int] = {}
 
 
 def scratch_floats(tokens: int, columns: int, threads: int) -> int:
     """Return how many floats of scratch a product of T tokens over K columns works in."""
-    if tokens <= FEW:
-        return 0
-    return threads * thread_floats(columns) + packed_floats(min(tokens, BATCH), columns)
+    batch = min(tokens, BATCH)
+    return threads * MOST_SIDE * ROWS * batch + (batch * columns if batch > 1 else 0)
 
 
-def _kernel(many: bool, parallel: bool, encoding: str) -> Callable:
-    weights = types.Array(_NUMBA_TYPES[encoding], 2, "C")
-    arguments = (
-        _FLOATS,
-        weights,
-        _STRIDED,
-        *[types.intp, _WORK] * many,
-        *[types.intp, COUNTER] * parallel,
-    )
-    body = ((_few_serial, _few_parallel), (_many_serial, _many_parallel))[many][parallel]
-    kernel = variant(body, f"matmul_{encoding}", arguments, parallel=parallel)
-    _kernels[many, parallel, encoding] = kernel
-    return kernel
+def matmul(
+    x: np.ndarray, matrices: Sequence[tuple[np.ndarray, np.ndarray]], threads: int, encoding: str,
+    tiling: Tiling | None = None,
+) -> None:  # fmt: skip
+    """Write x [T, K] w.T into out for up to MATRICES pairs (w, out).
 
-
-def matmul(x: np.ndarray, w: np.ndarray, out: np.ndarray, threads: int, encoding: str) -> None:
-    """Write x [T, K] w.T into out [T, N]; w [N, K] raw in its encoding, out's rows may be strided.
-
-    Each element is summed in 16 lanes over k, see `vector`.
+    w: panels, uint8 [ceil(N / 16), bytes of a panel] in this encoding; out [T, N], its rows may be
+    strided. Each element is summed in the order that `panels` tells. `tiling` is for those who
+    measure; else the best one known is taken.
     """
+    parallel = threads > 1
+    kernel = _kernels.get(parallel)
+    if kernel is None:
+        arguments = (*_ARGUMENTS, types.intp) if parallel else _ARGUMENTS
+        body = _parallel if parallel else _serial
+        kernel = _kernels[parallel] = variant(body, "matmul", arguments, parallel=parallel)
+    tile = _tile_addresses.get(encoding)
+    if tile is None:
+        tile = _tile_addresses[encoding] = tile_of(encoding)
     tokens, columns = x.shape
-    many, parallel = tokens > FEW, threads > 1
-    kernel = _kernels.get((many, parallel, encoding)) or _kernel(many, parallel, encoding)
-    if encoding == "f16":
-        w = w.view(np.int16)
-    work = ()
-    if many:
-        work = thread_floats(columns), scratch(scratch_floats(tokens, columns, threads))
-    kernel(x, w, out, *work, *((threads, counter()) if parallel else ()))
+    if not (tokens and columns):
+        for _, out in matrices:
+            out[...] = 0
+        return
+    side, most, ahead = tiling or tiling_for(tokens, threads, encoding)
+    arrays = [array for pair in matrices for array in pair]
+    arrays += _NONE * (MATRICES - len(matrices))
+    work = scratch(scratch_floats(tokens, columns, threads))
+    more = (threads,) if parallel else ()
+    kernel(x, *arrays, tile, side, most, ahead, counter(), work, *more)

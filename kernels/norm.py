@@ -2,11 +2,67 @@
 
 from __future__ import annotations
 
+import llvmlite.ir as ir
 import numpy as np
 from numba import njit, prange, types
+from numba.extending import intrinsic
 
+from tpimpi.kernels.emit import (
+    F32,
+    I32,
+    LANES,
+    VECTOR,
+    emit_loop,
+    fma,
+    int64,
+    pointer,
+    splat,
+)  # fmt: skip
 from tpimpi.kernels.variants import MANY, Kernel
-from tpimpi.kernels.vector import dot_block
+
+
+def _sum_lanes(builder, vector):
+    """Emit the sum of a vector's lanes: halves are added until one lane is left."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        low, high = (
+            builder.shuffle_vector(
+                vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half)))
+            )
+            for at in (0, half)
+        )
+        vector = builder.fadd(low, high)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
+@intrinsic
+def _sum_of_squares(context, row, count):
+    """Return the sum of squares of `count` float32 from an address on, in 16 lanes over k."""
+
+    def codegen(context, builder, sig, args):
+        row, count = args
+
+        def load(k, kind):
+            at = builder.add(row, builder.mul(k, int64(4)))
+            value = builder.load(pointer(builder, at), typ=kind)
+            value.align = 4
+            return value
+
+        def lanes(k, sums):
+            x = load(k, VECTOR)
+            return [[fma(builder, x, x, sums[0][0])]]
+
+        def tail(k, sums):
+            x, lane = load(k, F32), builder.trunc(builder.sub(k, whole), I32)
+            one = fma(builder, x, x, builder.extract_element(sums[0][0], lane))
+            return [[builder.insert_element(sums[0][0], one, lane)]]
+
+        whole = builder.and_(count, int64(-LANES))
+        sums = emit_loop(builder, int64(0), whole, LANES, [[splat(VECTOR, 0.0)]], lanes)
+        sums = emit_loop(builder, whole, count, 1, sums, tail)
+        return _sum_lanes(builder, sums[0][0])
+
+    return types.float32(types.intp, types.intp), codegen
 
 
 @njit(nogil=True)
@@ -14,14 +70,10 @@ def _some(x, weight, eps, out, first, last):
     """Normalize the tokens first .. last - 1."""
     dim = x.shape[1]
     for t in range(first, last):
+        square = _sum_of_squares(x.ctypes.data + t * x.strides[0], dim)
+        scale = np.float32(1.0) / np.sqrt(square / np.float32(dim) + eps)
         for d in range(dim):
-            out[t, d] = x[t, d]
-        first = out[t, 0]
-        dot_block(1, 1, out, t, out, t, 1, out, t, 0)  # the sum of squares, in the first column
-        scale = np.float32(1.0) / np.sqrt(out[t, 0] / np.float32(dim) + eps)
-        out[t, 0] = first
-        for d in range(dim):
-            out[t, d] = weight[d] * (out[t, d] * scale)
+            out[t, d] = weight[d] * (x[t, d] * scale)
 
 
 def _serial(x, weight, eps, out):

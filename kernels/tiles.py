@@ -11,11 +11,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tpimpi.kernels.emit import F32, HAS_AVX512, I32, I64, emit_loop, emit_prefetch, fma, splat
-from tpimpi.kernels.vector import LANES
+from tpimpi.kernels.emit import (
+    HAS_AVX512,
+    I64,
+    LANES,
+    VECTOR,
+    broadcast,
+    call_one_of,
+    emit_loop,
+    emit_prefetch,
+    fma,
+    outlined,
+    pointer,
+    splat,
+)  # fmt: skip
 
 PAGE = 64  # positions in a page
-_VECTOR = ir.VectorType(F32, LANES)
 _WIDTH = 4 if HAS_AVX512 else 1  # vectors a row, so that 6 rows of sums stay in registers
 TOGETHER = (1, 2, 3, 4, 6)  # numbers of rows that share what is loaded
 
@@ -27,15 +38,18 @@ class _Floats:
         self._builder, self._base = builder, base
         self._stride = builder.mul(width, ir.Constant(I64, 4))
 
-    def _at(self, row, column):
+    def _address(self, row, column):
         builder = self._builder
         offset = builder.add(
             builder.mul(row, self._stride), builder.mul(column, ir.Constant(I64, 4))
         )
-        return builder.inttoptr(builder.add(self._base, offset), ir.PointerType())
+        return builder.add(self._base, offset)
+
+    def _at(self, row, column):
+        return pointer(self._builder, self._address(row, column))
 
     def load(self, row, column):
-        value = self._builder.load(self._at(row, column), typ=_VECTOR)
+        value = self._builder.load(self._at(row, column), typ=VECTOR)
         value.align = 4
         return value
 
@@ -48,11 +62,7 @@ class _Floats:
 
     def broadcast(self, row, column):
         """Load one element into all lanes."""
-        builder, undefined = self._builder, ir.Constant(_VECTOR, ir.Undefined)
-        value = builder.load(self._at(row, column), typ=F32)
-        value.align = 4
-        one = builder.insert_element(undefined, value, ir.Constant(I32, 0))
-        return builder.shuffle_vector(one, undefined, splat(ir.VectorType(I32, LANES), 0))
+        return broadcast(self._builder, self._address(row, column))
 
 
 def _columns(builder, start, width):
@@ -80,27 +90,6 @@ def _add_products(builder, factors, rows, matrix, ahead, bounds, columns, sums):
     return emit_loop(builder, *bounds, 1, sums, step)
 
 
-def _outlined(name: str, arguments: int, emit):
-    """Return a function that gets or emits another, of 64-bit integers, in a builder's module.
-
-    Kept out of its callers: they are compiled many times, these loops need be only once.
-    """
-
-    def get(builder):
-        found = builder.module.globals.get(name)
-        if found is None:
-            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
-            found = ir.Function(builder.module, kind, name)
-            found.linkage = "internal"
-            found.attributes.add("noinline")
-            body = ir.IRBuilder(found.append_basic_block("entry"))
-            emit(body, *found.args)
-            body.ret_void()
-        return found
-
-    return get
-
-
 def _emit_scores(rows: int):
     def emit(builder, q, keys, ahead, scores, head_dim):
         page, zero = ir.Constant(I64, PAGE), ir.Constant(I64, 0)
@@ -110,7 +99,7 @@ def _emit_scores(rows: int):
 
         def piece(start, _):
             columns = _columns(builder, start, _WIDTH)
-            sums = [[splat(_VECTOR, 0.0)] * _WIDTH for _ in numbers]
+            sums = [[splat(VECTOR, 0.0)] * _WIDTH for _ in numbers]
             bounds = zero, head_dim
             sums = _add_products(
                 builder, queries, numbers, matrix, following, bounds, columns, sums
@@ -158,24 +147,8 @@ def _emit_values(rows: int):
     return emit
 
 
-_SCORES = {rows: _outlined(f"tpimpi_scores_{rows}", 5, _emit_scores(rows)) for rows in TOGETHER}
-_VALUES = {rows: _outlined(f"tpimpi_values_{rows}", 8, _emit_values(rows)) for rows in TOGETHER}
-
-
-def _call_for(builder, rows, functions, arguments):
-    """Emit a call of the function for this number of rows."""
-    after = builder.append_basic_block("after")
-    wrong = builder.append_basic_block("wrong")
-    choice = builder.switch(rows, wrong)
-    for number, function in functions.items():
-        block = builder.append_basic_block(f"rows_{number}")
-        choice.add_case(ir.Constant(rows.type, number), block)
-        builder.position_at_end(block)
-        builder.call(function(builder), arguments)
-        builder.branch(after)
-    builder.position_at_end(wrong)
-    builder.unreachable()
-    builder.position_at_end(after)
+_SCORES = {rows: outlined(f"tpimpi_scores_{rows}", 5, _emit_scores(rows)) for rows in TOGETHER}
+_VALUES = {rows: outlined(f"tpimpi_values_{rows}", 8, _emit_values(rows)) for rows in TOGETHER}
 
 
 def _place(context, builder, kind, value, at):
@@ -205,7 +178,7 @@ def _emit_tile(context, builder, sig, args, functions, axis, rest=()):
         cgutils.unpack_tuple(builder, shape, 4)[axis],
         *rest,
     ]
-    _call_for(builder, rows, functions, arguments)
+    call_one_of(builder, rows, functions, arguments)
     return context.get_dummy_value()
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property, partial
 from types import FunctionType
+from typing import Any
 
-from numba import njit, types
+from numba import cfunc, njit, types
 
 MANY = 32  # tokens from which a second thread pays for work of about a microsecond a token
 
 _compiled: dict[tuple, Callable] = {}
+_functions: dict[str, Any] = {}  # as long as they are here, their addresses hold
 _recipes: dict[str, Callable[[], Callable]] | None = None  # of those asked for, while recording
 
 
@@ -45,6 +47,25 @@ def _compile(body: Callable, full: str, arguments: tuple, parallel: bool) -> Cal
 
 def _nothing(*_) -> None:
     pass
+
+
+def address(body: Callable, name: str, signature: Any) -> int:
+    """Return the address of `body` compiled as a C function, which kernels are given to call."""
+    full = f"{name}{body.__name__}"
+    function = _functions.get(full)
+    if function is None:
+        compiling = partial(_compile_function, body, full, signature)
+        if _recipes is not None:
+            _recipes[full] = compiling
+            return 0
+        function = _functions[full] = compiling()
+    return function.address
+
+
+def _compile_function(body: Callable, full: str, signature: Any) -> Any:
+    function = FunctionType(body.__code__, body.__globals__, full)
+    function.__qualname__ = full
+    return cfunc(signature, cache=True)(function)
 
 
 def record() -> dict[str, Callable[[], Callable]]:
