@@ -7,7 +7,7 @@ is measured, see `tiling`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numba import njit, prange, types
@@ -187,8 +187,10 @@ _ARGUMENTS = (
     _FLOATS, *[_BYTES, _STRIDED] * MATRICES, *[types.intp] * 4, COUNTER, _WORK,
 )  # fmt: skip
 _NONE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.float32)
-_kernels: dict[bool, Callable] = {}
-_tile_addresses: dict[str, int] = {}
+_KERNELS = (
+    (_serial, "matmul", _ARGUMENTS),
+    (_parallel, "matmul", (*_ARGUMENTS, types.intp)),
+)
 
 
 def scratch_floats(tokens: int, columns: int, threads: int) -> int:
@@ -208,14 +210,8 @@ def matmul(
     measure; else the best one known is taken.
     """
     parallel = threads > 1
-    kernel = _kernels.get(parallel)
-    if kernel is None:
-        arguments = (*_ARGUMENTS, types.intp) if parallel else _ARGUMENTS
-        body = _parallel if parallel else _serial
-        kernel = _kernels[parallel] = variant(body, "matmul", arguments, parallel=parallel)
-    tile = _tile_addresses.get(encoding)
-    if tile is None:
-        tile = _tile_addresses[encoding] = tile_of(encoding)
+    kernel = variant(*_KERNELS[parallel], parallel=parallel)
+    tile = tile_of(encoding)
     tokens, columns = x.shape
     if not (tokens and columns):
         for _, out in matrices:

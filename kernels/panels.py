@@ -11,6 +11,7 @@ panels that are computed together nor on the vectors of the machine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FunctionType
 
 import llvmlite.ir as ir
@@ -73,8 +74,9 @@ def _emit_tile(side: int, count: int, widening: Widening):
                         passed = builder.mul(builder.add(k, int64(u)), step)
                         for at in coming:
                             emit_prefetch(builder, pointer(builder, builder.add(at, passed)), 3)
-                first, inputs = builder.add(column, k), builder.add(
-                    x, builder.mul(k, int64(4 * count))
+                first, inputs = (
+                    builder.add(column, k),
+                    builder.add(x, builder.mul(k, int64(4 * count))),
                 )
                 for u in range(unroll):
                     at = builder.add(first, int64(u))
@@ -115,8 +117,19 @@ def _tile(shape, panel, stride, there, column, columns, x, sums, ahead, ahead_st
     call(shape, panel, stride, there, column, columns, x, sums, ahead, ahead_stride, step)  # noqa: F821
 
 
+_addresses: dict[str, int] = {}
+
+
 def tile_of(encoding: str) -> int:
-    """Return the address of the micro-kernel for an encoding: `multiply` calls it."""
+    """Return the address of the micro-kernel for an encoding, which `multiply` calls."""
+    found = _addresses.get(encoding)
+    if not found:
+        found = _addresses[encoding] = address(_body(encoding), f"tiles_{encoding}", _TILE)
+    return found
+
+
+def _body(encoding: str) -> Callable:
+    """Return `_tile` with the tiles of this encoding."""
     widening = WIDENINGS[encoding]
     functions = {
         side << 8 | count: outlined(
@@ -133,8 +146,7 @@ def tile_of(encoding: str) -> int:
 
         return _TILE, codegen
 
-    body = FunctionType(_tile.__code__, _tile.__globals__ | {"call": call}, "_tile")
-    return address(body, f"matmul_{encoding}", _TILE)
+    return FunctionType(_tile.__code__, _tile.__globals__ | {"call": call}, "_tile")
 
 
 @intrinsic

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +16,7 @@ from tpimpi.kernels.widening import WIDENINGS
 _COLUMNS = 2048
 _PASS_BYTES = 16 << 20  # of weights multiplied at a time: each time others, so no cache has them
 _PASSES = 8  # before the same come again
-_REPEATS = 5  # of which the shortest counts
+_REPEATS = 7  # of which the shortest counts
 
 
 def measure(encoding: str, threads: int) -> dict[int, Tiling]:
@@ -26,7 +24,7 @@ def measure(encoding: str, threads: int) -> dict[int, Tiling]:
     panel = _COLUMNS * WIDENINGS[encoding].column_bytes
     panels = _PASS_BYTES // panel
     memory = np.frombuffer(huge_pages(_PASSES * panels * panel), np.uint8)
-    memory[:: 4096] = 0  # until it is written to, all pages are one
+    memory[::4096] = 0  # until it is written to, all pages are one
     weights = memory.reshape(_PASSES, panels, panel)
     found, turn = {}, 0
     for tokens in SIZES:
@@ -43,19 +41,19 @@ def measure(encoding: str, threads: int) -> dict[int, Tiling]:
     return found
 
 
-def save(path: Path, measured: Mapping[int, Tiling]) -> None:
-    """Write what was measured for one encoding and one or several threads."""
-    text = json.dumps({str(size): list(tiling) for size, tiling in measured.items()})
-    partial = path.with_name(f"{path.name}.{time.time_ns()}")
-    partial.write_text(text)
-    partial.replace(path)
+def to_json(measured: Mapping[int, Tiling]) -> dict[str, list[int]]:
+    """Return what was measured in terms of JSON."""
+    return {str(size): list(tiling) for size, tiling in measured.items()}
 
 
-def load(path: Path) -> dict[int, Tiling]:
-    """Return what `save` wrote; nothing where it can't be read or was written by another version."""
+def from_json(fields: dict[str, list[int]]) -> dict[int, Tiling]:
+    """Return what `to_json` was given, without what is no choice here. Raises ValueError."""
     try:
-        found = {int(size): Tiling(*tiling) for size, tiling in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-    able = {size: candidates(size) for size in SIZES}
-    return {size: tiling for size, tiling in found.items() if tiling in able.get(size, ())}
+        found = {int(size): Tiling(*tiling) for size, tiling in fields.items()}
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"these are no tilings: {fields!r}") from error
+    return {
+        size: tiling
+        for size, tiling in found.items()
+        if size in SIZES and tiling in candidates(size)
+    }

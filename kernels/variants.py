@@ -78,6 +78,12 @@ def record() -> dict[str, Callable[[], Callable]]:
     return _recipes
 
 
+def record_no_more() -> None:
+    """Let kernels be compiled and called again."""
+    global _recipes
+    _recipes = None
+
+
 class Kernel:
     """The serial and the parallel variant of a kernel; the parallel one also takes `threads`.
 

@@ -1,6 +1,6 @@
-"""Compile kernels into numba's cache: in child processes, on all cores, each kernel in one of them.
+"""Compile kernels into numba's cache, and measure which tiles are fast on this machine.
 
-The compiler needs more memory than many models' plans have, and what it took once stays in a
+Child processes do it, on all cores, each kernel in one of them. The compiler needs more memory than many models' plans have, and what it took once stays in a
 process's peak: so processes compile that then end. Each finds out which kernels there are by
 calling them, and compiles those that its parent names, one line at a time.
 """
@@ -32,9 +32,10 @@ from tpimpi.progress import Progress
 from tpimpi.units import MIB, size
 
 CHILD_BYTES = 400 * MIB  # that a compiling process takes at most
-LONG = ("attention", "matmul")  # what the compiler is busy with longest, first
+LONG = ("attention", "tiles", "matmul")  # what the compiler is busy with longest, first
 MOST_CHILDREN = 8  # there are hardly more kernels
 LOOK_SECONDS = 0.2
+MEASURE = "measure "  # before a mode and an encoding: a job beside the kernels' names
 
 # The launcher's variables would make a child believe to be a rank.
 _LAUNCHERS = ("PMI_", "PMIX_", "OMPI_", "PRTE_", "MPI_", "SLURM_")
@@ -55,21 +56,38 @@ def compile_missing(
 
     Other programs may do the same at the same time: what they write is equal. Raises MachineError.
     """
-    stamps = {(m, e): _stamp(m, e) for m in sorted(modes) for e in sorted(encodings)}
-    missing = [pair for pair, stamp in stamps.items() if not stamp.exists()]
+    pairs = [(mode, encoding) for mode in sorted(modes) for encoding in sorted(encodings)]
+    missing = [pair for pair in pairs if not _stamp(*pair).exists()]
     if missing:
         if speaks and cache_is_temporary():
             say(
                 f"the cache can't be written, so compiled kernels are kept in "
                 f"{os.environ['NUMBA_CACHE_DIR']}; set XDG_CACHE_HOME to a folder that can"
             )
-        _compile(missing, cores, speaks)
-        for pair in missing:
-            stamps[pair].touch()
+        for pair, measured in _compile(missing, cores, speaks).items():
+            stamp = _stamp(*pair)
+            partial = stamp.with_name(f"{stamp.name}.{os.getpid()}")
+            partial.write_text(json.dumps(measured))
+            partial.replace(stamp)
+
+
+def use_tilings(encodings: Iterable[str], threads: int) -> None:
+    """Let products use the tiles that were measured when the kernels were compiled."""
+    from tpimpi.kernels import tiling, tuning
+
+    for encoding in encodings:
+        try:
+            measured = tuning.from_json(json.loads(_stamp(min(threads, 2), encoding).read_text()))
+        except (OSError, ValueError):
+            continue  # as a guess they are right, too
+        tiling.use({(encoding, threads > 1): measured})
 
 
 def _stamp(mode: int, encoding: str) -> Path:
-    """Return the file that tells that numba's cache has this mode's kernels for this CPU."""
+    """Return the file that tells that numba's cache has this mode's kernels for this CPU.
+
+    It holds the tiles that were measured.
+    """
     from tpimpi.kernels.emit import TARGET
 
     cpu = hashlib.sha256(repr((TARGET, _files())).encode()).hexdigest()[:16]
@@ -82,12 +100,15 @@ def _files() -> list[str]:
     return [tpimpi.__file__, *tpimpi.kernels.__path__]
 
 
-def _compile(pairs: list[tuple[int, str]], cores: Collection[int], speaks: bool) -> None:
+def _compile(pairs: list[tuple[int, str]], cores: Collection[int], speaks: bool) -> dict:
+    """Compile what these modes and encodings need; return the tiles measured for each."""
     free = free_memory()
     free_bytes = free.node if free.cgroup is None else min(free.node, free.cgroup)
     count = max(1, min(MOST_CHILDREN, len(cores), free_bytes // CHILD_BYTES))
     with contextlib.ExitStack() as stack:
-        _hand_out([stack.enter_context(_Child(pairs, cores)) for _ in range(count)], speaks)
+        children = [stack.enter_context(_Child(pairs, cores)) for _ in range(count)]
+        _hand_out(children, speaks)
+        return _measure(children[0], pairs, speaks)
 
 
 def _hand_out(children: list[_Child], speaks: bool) -> None:
@@ -112,6 +133,18 @@ def _hand_out(children: list[_Child], speaks: bool) -> None:
                 child.left -= finished
                 if child.left == 0 and jobs:
                     child.give(jobs.pop(0))
+
+
+def _measure(child: _Child, pairs: list[tuple[int, str]], speaks: bool) -> dict:
+    """Return for each of the pairs the tiles that are fast, while nothing else runs here."""
+    found = {}
+    title = "measuring which tiles are fast"
+    with Progress(title, len(pairs), "kernels", speaks, even=False) as progress:
+        for mode, encoding in pairs:
+            child.give([f"{MEASURE}{mode} {encoding}"])
+            (found[mode, encoding],) = child.answer()
+            progress.update(1)
+    return found
 
 
 def _jobs(kernels: Iterable[str]) -> list[list[str]]:
@@ -195,8 +228,24 @@ def serve(files: list[str], cores: list[int], pairs: list[tuple[int, str]]) -> N
     print(json.dumps(list(recipes)), file=answers, flush=True)
     while True:
         name = names.get()
-        recipes[name]()
-        print(json.dumps([name]), file=answers, flush=True)
+        answer = name
+        if name.startswith(MEASURE):
+            answer = _measured(*name.removeprefix(MEASURE).split(), len(cores))
+        else:
+            recipes[name]()
+        print(json.dumps([answer]), file=answers, flush=True)
+
+
+def _measured(mode: str, encoding: str, cores: int) -> dict[str, list[int]]:
+    import numba
+
+    from tpimpi.kernels import tuning, variants
+
+    variants.record_no_more()
+    threads = 1 if mode == "1" else max(2, min(cores, numba.config.NUMBA_NUM_THREADS))
+    if threads > 1:
+        numba.set_num_threads(threads)
+    return tuning.to_json(tuning.measure(encoding, threads))
 
 
 def _listen(names: queue.SimpleQueue[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from tpimpi import launch
 from tpimpi.comm.group import Group
 from tpimpi.console import say
-from tpimpi.engine.compilation import compile_missing
+from tpimpi.engine.compilation import compile_missing, use_tilings
 from tpimpi.errors import MachineError, UserError, describe
 from tpimpi.memory.process import release, unwritten_parts
 from tpimpi.progress import EVERY_SECONDS
@@ -39,6 +39,7 @@ def warm_up(group: Group, encodings: Iterable[str], threads: int) -> None:
             error = MachineError(f"the kernels can't be compiled: {describe(e)}")
     _rest_until_all_are_here(group)
     group.agree(error)
+    use_tilings(names, threads)
     call_kernels(names, threads)
     group.node.Barrier()
 
@@ -77,12 +78,11 @@ def call_kernels(encodings: Iterable[str], threads: int) -> None:
 
     The compiler's library, some 60 MiB, also loads compiled kernels, and is of no use afterwards.
     """
-    from tpimpi.kernels.matmul import FEW
     from tpimpi.kernels.variants import MANY
 
     compiler = unwritten_parts("libllvmlite")
     release(compiler)
-    for tokens in (1, max(MANY, FEW + 1)):  # at most a page
+    for tokens in (1, MANY):  # at most a page
         for _ in _calls(encodings, tokens, threads):
             release(compiler)
 
@@ -94,13 +94,14 @@ def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None
     from tpimpi.kernels.matmul import matmul
     from tpimpi.kernels.norm import rmsnorm
     from tpimpi.kernels.rope import rope
-    from tpimpi.model.encoding import ENCODINGS
+    from tpimpi.model.encoding import ENCODINGS, ROWS
 
     x = np.ones((tokens, HEAD_DIM), np.float32)
     out = np.empty_like(x)
     for encoding in encodings:
-        weights = ENCODINGS[encoding].zeros(HEAD_DIM, HEAD_DIM)
-        yield matmul(x, weights, out, threads, encoding)
+        nbytes = ENCODINGS[encoding].panel_bytes(HEAD_DIM)
+        weights = np.zeros((HEAD_DIM // ROWS, nbytes), np.uint8)
+        yield matmul(x, [(weights, out)], threads, encoding)
     yield rmsnorm(x, x[0].copy(), 1e-5, out, threads)
     yield silu_gate(out, x, threads)
     heads = np.ones((tokens, 1, HEAD_DIM), np.float32)
