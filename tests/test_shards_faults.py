@@ -37,7 +37,7 @@ def begin(path):
 def fill(writer, count=None):
     numbers = np.random.default_rng(3)
     for index, tensor in enumerate(writer.tensors[:count]):
-        writer.write(index, 0, numbers.bytes(tensor.nbytes))
+        writer.write(index, numbers.integers(0, 1 << 16, tensor.shape, np.uint16))
         writer.complete(index, bytes([index] * 32))
 
 
@@ -207,7 +207,7 @@ def test_a_lock_on_a_file_that_was_finished_meanwhile_is_not_enough(tmp_path, mo
     monkeypatch.setattr(writer_module.fcntl, "flock", late)
     second = begin(tmp_path / "shard.h5")
     assert first.path.exists() and not any(second.done())
-    second.write(0, 0, b"x" * 8)
+    second.write(0, np.ones(8, np.uint16))
     Shard(first.path).verify()
     with pytest.raises(MachineError, match="another conversion"):
         begin(tmp_path / "shard.h5")

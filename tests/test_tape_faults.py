@@ -13,7 +13,8 @@ from tpimpi.tape import tape as module
 from tpimpi.tape.reads import READ_BYTES
 from tpimpi.tape.tape import Tape
 
-ROWS, COLUMNS, NAMES = 2000, 1024, ("a", "b", "c")  # each of two reads
+ROWS, COLUMNS, NAMES = 1995, 1024, ("a", "b", "c")  # each of two reads
+PANELS = 125  # of a tensor, the last of 11 rows
 plain_preadv = os.preadv
 
 
@@ -21,17 +22,19 @@ class FlatFile:
     """A file of bf16 tensors that a tape takes for a shard; no two of its rows are the same."""
 
     def __init__(self, path):
-        self.path, nbytes = path, 2 * ROWS * COLUMNS
+        self.path = path
         self._tensors, self.rows = {}, {}
         content = np.random.default_rng(1).integers(0, 1 << 16, (3, ROWS, COLUMNS), np.uint16)
         at = PAGE
         with path.open("wb") as file:
             for name, rows in zip(NAMES, content, strict=True):
-                self._tensors[name] = StoredTensor(name, "bf16", rows.shape, at, nbytes)
+                self._tensors[name] = StoredTensor(name, "bf16", rows.shape, at, in_panels=True)
                 self.rows[name] = rows
+                whole = np.concatenate((rows, np.zeros((16 * PANELS - ROWS, COLUMNS), np.uint16)))
+                panels = whole.reshape(PANELS, 16, COLUMNS).transpose(0, 2, 1)  # [P, K, 16]
                 file.seek(at)
-                file.write(rows.tobytes())
-                at += -(-nbytes // PAGE) * PAGE
+                file.write(panels.tobytes())
+                at += -(-panels.nbytes // PAGE) * PAGE
             file.truncate(at)
         self.fd = os.open(path, os.O_RDONLY)
 
@@ -50,16 +53,22 @@ def readers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("tape-reader")]
 
 
+def rows_of(panels):
+    """Return the rows [N, K] of a tensor's panels, uint8 [P, panel_bytes]."""
+    numbers = panels.view(np.uint16).reshape(PANELS, COLUMNS, 16)
+    return numbers.transpose(0, 2, 1).reshape(-1, COLUMNS)[:ROWS]
+
+
 def lap(tape, shard):
     for name in NAMES:
-        rows = np.concatenate([weights.copy() for _, weights in tape.take(name)])
-        np.testing.assert_array_equal(rows, shard.rows[name])
+        panels = np.concatenate([weights.copy() for _, weights in tape.take(name)])
+        np.testing.assert_array_equal(rows_of(panels), shard.rows[name])
 
 
 RESIDENT = {
     "streamed": {},
-    "partly": dict.fromkeys(NAMES, ROWS // 2),
-    "resident": dict.fromkeys(NAMES, ROWS),
+    "partly": dict.fromkeys(NAMES, PANELS // 2),
+    "resident": dict.fromkeys(NAMES, PANELS),
 }
 
 
@@ -91,6 +100,33 @@ def test_a_tensor_left_half_way_is_refused(shard, kept, name, steps):
         next(parts)
     with pytest.raises(RuntimeError, match=f"{name} was taken .*, but a is still under way"):
         tape.take(name)
+    tape.close()
+
+
+@pytest.mark.parametrize("kept", RESIDENT)
+def test_nothing_is_taken_at_once_while_a_tensor_is_under_way(shard, kept):
+    tape = Tape(shard, NAMES, RESIDENT[kept], 0)
+    if kept == "resident":
+        assert tape.take_kept(NAMES) is None  # nothing is read yet
+        lap(tape, shard)
+        for wrong in (("b",), ("a", "c"), ("b", "c", "a"), (*NAMES, "a"), ("a", "other")):
+            assert tape.take_kept(wrong) is None
+        assert [len(panels) for panels in tape.take_kept(["a", "b"])] == [PANELS] * 2
+        assert tape.take_kept(NAMES) is None
+        (panels,) = tape.take_kept(["c"])
+        np.testing.assert_array_equal(rows_of(panels), shard.rows["c"])
+    else:
+        lap(tape, shard)
+        parts = iter(tape.take("a"))
+        next(parts)
+        assert tape.take_kept(["a"]) is None and tape.take_kept(["b", "c"]) is None
+        for _ in parts:
+            pass
+        assert tape.take_kept(["b"]) is None
+        for name in ("b", "c"):
+            for _ in tape.take(name):
+                pass
+    lap(tape, shard)
     tape.close()
 
 

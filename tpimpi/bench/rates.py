@@ -13,8 +13,9 @@ from tpimpi.bench import limits
 from tpimpi.comm.group import Group
 from tpimpi.errors import MachineError
 from tpimpi.memory.plan import Rates
+from tpimpi.model.encoding import ENCODINGS, ROWS
 from tpimpi.paths import free_disk
-from tpimpi.shards.layout import PAGE, StoredTensor, shard_name
+from tpimpi.shards.layout import StoredTensor, shard_name
 from tpimpi.shards.shard import Shard
 from tpimpi.units import size
 
@@ -43,9 +44,10 @@ class _Probe:
             except OSError:
                 self.path.unlink()
                 raise
-        rows = nbytes // PAGE
+        columns = 1024
+        panels = nbytes // ENCODINGS["f32"].panel_bytes(columns)
         self.fd = os.open(self.path, os.O_RDONLY)
-        self.tensor = StoredTensor("probe", "f32", (rows, PAGE // 4), 0, rows * PAGE)
+        self.tensor = StoredTensor("probe", "f32", (panels * ROWS, columns), 0, in_panels=True)
 
     def __getitem__(self, _name: str) -> StoredTensor:
         return self.tensor

@@ -59,11 +59,11 @@ def run(options: Options, group, threads: int) -> None:
 
 def _row(source, mine) -> dict:
     """Return what one rank owns."""
-    from tpimpi.model.encoding import ENCODINGS
     from tpimpi.model.tensors import pieces
+    from tpimpi.shards.layout import stored
 
     nbytes = sum(
-        ENCODINGS[source.checkpoint.weight(p.source).encoding].nbytes(*p.shape)
+        stored(p, source.checkpoint.weight(p.source).encoding).nbytes
         for p in pieces(source.config, mine)
     )
     return {

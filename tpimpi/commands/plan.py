@@ -155,7 +155,7 @@ def _model(options: Options, group):
 def _row(r, found, rates, work) -> dict:
     whole = replace(work, prompt=work.context - 1)
     row = {"rank": r.rank, "host": r.host} | asdict(found)
-    del row["resident_rows"]
+    del row["resident_panels"]
     return row | {
         "total": found.total, "smallest_budget": r.needs.advised(work),
         "smallest_budget_of_context": r.needs.advised(whole),

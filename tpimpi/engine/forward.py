@@ -22,6 +22,7 @@ from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.norm import rmsnorm
 from tpimpi.kernels.rope import rope, rope_tables
 from tpimpi.model.config import ModelConfig
+from tpimpi.model.encoding import ENCODINGS, ROWS
 from tpimpi.model.partition import Partition
 from tpimpi.shards.shard import Shard
 from tpimpi.tape.tape import Tape
@@ -192,9 +193,11 @@ class Model:
         out = out[: len(x)]
         rows = 0
         try:
-            for row, weights in self._tape.take(matrix.name) if self.failure is None else ():
-                rows = row + len(weights)
+            for row, panels in self._tape.take(matrix.name) if self.failure is None else ():
+                rows = min(row + len(panels) * ROWS, out.shape[1])
                 if len(x):
+                    encoding = ENCODINGS[matrix.encoding]
+                    weights = encoding.unpack(panels, rows - row, x.shape[1])  # [N', K]
                     matmul(x, weights, out[:, row:rows], self._threads, matrix.encoding)
         except (OSError, MemoryError) as error:
             self.failure = MachineError(describe(error))

@@ -108,7 +108,7 @@ def load_session(
     tape = None
     try:
         with group.together():
-            tape = Tape(shard, names, plan.resident_rows, plan.ring)
+            tape = Tape(shard, names, plan.resident_panels, plan.ring)
             cache = KVCache(
                 config.num_layers, len(mine.kv_heads), config.head_dim, work.slots, plan.context,
                 kept_window(config.windows), plan.chunk,

@@ -88,7 +88,7 @@ class Needs:
 
     def smallest_ring(self) -> int:
         """Return the least memory through which the weights can pass, or stay if that is less."""
-        longest = max((tensor.row_bytes for tensor in self.tensors), default=0)
+        longest = max((tensor.panel_bytes for tensor in self.tensors), default=0)
         return min(2 * (max(READ_BYTES, longest) + 2 * PAGE), self.weights)
 
     def smallest(self, work: Work, chunk: int = 1) -> int:
@@ -121,7 +121,7 @@ class MemoryPlan:
     streamed: int  # a pass
     chunk: int  # tokens
     context: int  # tokens
-    resident_rows: dict[str, int]
+    resident_panels: dict[str, int]
 
     @property
     def total(self) -> int:

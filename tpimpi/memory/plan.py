@@ -2,7 +2,7 @@
 
 A budget is spent in this order: the process itself; keys and values of the context; the buffers of
 a prompt chunk; a ring to stream through; and all that is left keeps weights resident, spread over
-the tape so that the readers work while resident rows are computed.
+the tape so that the readers work while resident panels are computed.
 """
 
 from __future__ import annotations
@@ -142,32 +142,32 @@ def plan_budget(needs: Needs, budget: int, work: Work, chunk: int, context: int)
     """Spend a budget that `fit` has found enough for this chunk and context."""
     left = budget - needs.besides_weights(chunk, context, work.slots)
     if left >= needs.weights:
-        rows, ring = {tensor.name: tensor.shape[0] for tensor in needs.tensors}, 0
+        panels, ring = {tensor.name: tensor.panels for tensor in needs.tensors}, 0
     else:
         ring = _ring(needs, left)
-        rows = spread(needs.tensors, left - ring)
-    return _plan(needs, budget, work, chunk, context, rows, ring)
+        panels = spread(needs.tensors, left - ring)
+    return _plan(needs, budget, work, chunk, context, panels, ring)
 
 
 def plan_flags(needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
     """Follow --memory-window or --disable-memory-schedule, whatever that takes."""
     chunk = wanted_chunk(request, work)
     if request.window is None:
-        rows, ring = {tensor.name: tensor.shape[0] for tensor in needs.tensors}, 0
+        panels, ring = {tensor.name: tensor.panels for tensor in needs.tensors}, 0
     else:
-        rows = {}
+        panels = {}
         ring = ring_bytes_for(needs.blocks, min(request.window, len(needs.blocks)))
-    return _plan(needs, None, work, chunk, work.context, rows, ring)
+    return _plan(needs, None, work, chunk, work.context, panels, ring)
 
 
-def _plan(needs, budget, work, chunk, context, rows, ring) -> MemoryPlan:
-    resident = sum(rows.get(tensor.name, 0) * tensor.row_bytes for tensor in needs.tensors)
+def _plan(needs, budget, work, chunk, context, panels, ring) -> MemoryPlan:
+    resident = sum(panels.get(tensor.name, 0) * tensor.panel_bytes for tensor in needs.tensors)
     return MemoryPlan(
         budget=budget, peak=needs.peak, process=needs.process, tokenizer=needs.tokenizer,
         kv=needs.kv(context, work.slots, chunk),
         activations=needs.activations(chunk), margin=MARGIN_BYTES, ring=ring,
         resident=resident, streamed=needs.weights - resident, chunk=chunk, context=context,
-        resident_rows=rows,
+        resident_panels=panels,
     )  # fmt: skip
 
 
@@ -177,26 +177,26 @@ def _ring(needs: Needs, left: int) -> int:
 
 
 def spread(tensors: Sequence[StoredTensor], nbytes: int) -> dict[str, int]:
-    """Choose first rows of tensors to keep, `nbytes` of them at most, evenly over the tape.
+    """Choose first panels of tensors to keep, `nbytes` of them at most, evenly over the tape.
 
     A tensor is cut where about whole reads are left of it; one that is short is kept or not. What
     one can't take is carried on to the next.
     """
     total, passed, given = sum(tensor.nbytes for tensor in tensors), 0, 0
-    rows: dict[str, int] = {}
+    panels: dict[str, int] = {}
     for tensor in tensors:
         passed += tensor.nbytes
         if not tensor.nbytes:
             continue
         due = nbytes * passed // total - given
-        unit = max(1, READ_BYTES // tensor.row_bytes)  # rows of a read
+        unit = max(1, READ_BYTES // tensor.panel_bytes)  # panels of a read
         if due >= tensor.nbytes:
-            keep = tensor.shape[0]
-        elif tensor.shape[0] < 2 * unit:
+            keep = tensor.panels
+        elif tensor.panels < 2 * unit:
             keep = 0
         else:
-            keep = max(due // tensor.row_bytes // unit * unit, 0)
+            keep = max(due // tensor.panel_bytes // unit * unit, 0)
         if keep:
-            rows[tensor.name] = keep
-            given += keep * tensor.row_bytes
-    return rows
+            panels[tensor.name] = keep
+            given += keep * tensor.panel_bytes
+    return panels

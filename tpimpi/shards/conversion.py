@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ from tpimpi.model.tensors import Piece, pieces
 from tpimpi.progress import Progress, Waiting
 from tpimpi.shards.layout import Identity, shard_name
 from tpimpi.shards.post import Post, receive_all
-from tpimpi.shards.seal import MEND, OtherFormatError
-from tpimpi.shards.shard import Shard
+from tpimpi.shards.seal import MEND
+from tpimpi.shards.shard import Shard, open_shard
 from tpimpi.shards.writer import ShardWriter
 
 AHEAD = 2  # chunks that wait to be hashed
@@ -69,11 +70,11 @@ def ensure_shards(
     shard = None
     try:
         with group.together():
-            shard = None if again else _open(path, identity, replace)
+            shard = None if again else open_shard(path, identity, replace)
         shard = _current(group, shard, hashes, own, replace)
         missing = group.comm.allgather(shard is None)
         if any(missing):
-            mine = (path, identity, own, [encodings[piece.source] for piece in own])
+            mine = _Wanted(path, identity, own, [encodings[piece.source] for piece in own])
             _cut(group, checkpoint, hashes, mine, lists, missing)
         verifying = Waiting("waiting for ranks that verify their shards", group.rank)
         with verifying, group.together():
@@ -89,6 +90,16 @@ def ensure_shards(
             shard.close()
         raise
     return shard, any(missing)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The shard that this rank is to have: where it lies, whose it is, what is in it."""
+
+    path: Path
+    identity: Identity
+    pieces: list[Piece]
+    encodings: list[str]  # of the pieces
 
 
 class _Hashes:
@@ -113,24 +124,6 @@ class _Hashes:
         return self._group.comm.bcast(found)
 
 
-def _open(path: Path, identity: Identity, replace: bool) -> Shard | None:
-    """Return the shard that is there, None if there is none that could do."""
-    try:
-        shard = Shard(path)
-    except FileNotFoundError:  # also where it was removed while this waited for its lock
-        return None
-    except OtherFormatError:
-        if replace:
-            return None
-        raise
-    try:
-        shard.check(identity)
-    except UserError:
-        shard.close()
-        raise
-    return shard
-
-
 def _current(group, shard: Shard | None, hashes: _Hashes, mine: list[Piece], replace: bool):
     """Return the shard, None if it was cut from other numbers than there are now (collective)."""
     true = hashes.of([piece.source for piece in mine] if shard else [])
@@ -149,26 +142,26 @@ def _current(group, shard: Shard | None, hashes: _Hashes, mine: list[Piece], rep
     return shard
 
 
-def _cut(group: Group, checkpoint, hashes: _Hashes, mine: tuple, lists, missing) -> None:
+def _cut(group: Group, checkpoint, hashes: _Hashes, mine: _Wanted, lists, missing) -> None:
     """Write the shards that are missing, as far as that is still to be done (collective)."""
-    writer, found = None, [None] * len(mine[2])
+    writer, found = None, [None] * len(mine.pieces)
     first = missing.index(True)
     try:
         # One before the others: of two conversions at once that one goes on which has the first.
         for turn in (True, False):
             with group.together():
                 if missing[group.rank] and (group.rank == first) == turn:
-                    writer = ShardWriter(*mine)
+                    writer = ShardWriter(mine.path, mine.identity, mine.pieces, mine.encodings)
         checking = Waiting("waiting for ranks that check what they have", group.rank)
         with checking, group.together():
             if writer:
                 found = writer.done(speaks=group.rank == 0)
             checking.begin()
-        there = {p.source for p, source in zip(mine[2], found, strict=True) if source}
+        there = {p.source for p, source in zip(mine.pieces, found, strict=True) if source}
         true = hashes.of(there)
         done = [
             not missing[group.rank] or (source is not None and source == true[piece.source])
-            for piece, source in zip(mine[2], found, strict=True)
+            for piece, source in zip(mine.pieces, found, strict=True)
         ]
         jobs = _pending(lists, group.comm.allgather(done))
         _fill(group, checkpoint, hashes.own, writer, jobs, missing)
@@ -263,19 +256,16 @@ def _send_pieces(checkpoint, post, source, jobs, bar, hasher: _Hasher | None) ->
     tensor = checkpoint.weight(source)
     count = tensor.shape[0]
     step = max(1, CHUNK // max(tensor.nbytes // count, 1))
-    at = [0] * len(jobs)
     for start in range(0, count, step):
         stop = min(start + step, count)
         data = checkpoint.read(source, slice(start, stop), None)
         if hasher:
             hasher.take(data.reshape(-1).view(np.uint8))
-        for job, (rank, index, piece) in enumerate(jobs):
+        for rank, index, piece in jobs:
             rows = piece.rows
             part = data[max(rows.start - start, 0) : max(min(rows.stop, stop) - start, 0)]
             if piece.columns is not None:
                 part = part[:, piece.columns]
-            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-            if part.nbytes:
-                post.deliver(rank, index, at[job], part)
-                at[job] += part.nbytes
+            if part.size:
+                post.deliver(rank, index, part)
         bar.update(data.nbytes)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.encoding import ENCODINGS, panel_count
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Piece
 from tpimpi.paths import cache_directory
 
 PAGE = 4096  # what O_DIRECT asks of offsets, lengths and addresses
-FORMAT_VERSION = 2  # 2: sealed, and with the hash of each tensor's source
+FORMAT_VERSION = 3  # 2: sealed, and with the hash of each tensor's source; 3: matrices in panels
 SHARDS = "shards"  # the folder in the cache
 
 
@@ -57,18 +57,38 @@ class Identity:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies in a shard; `nbytes` may be 0."""
+    """Where one tensor lies in a shard: rows as in a checkpoint, or panels of them.
+
+    `shape` is the tensor's own; `nbytes` what is stored of it, may be 0.
+    """
 
     name: str
     encoding: str
     shape: tuple[int, ...]
     offset: int
-    nbytes: int
+    in_panels: bool = False
 
     @property
-    def row_bytes(self) -> int:
-        """The bytes of one row; 0 for a tensor without rows or columns."""
-        return self.nbytes // self.shape[0] if self.nbytes else 0
+    def panels(self) -> int:
+        """The number of panels; 0 for a matrix without rows or columns, and for what has rows."""
+        return panel_count(*self.shape) if self.in_panels else 0
+
+    @property
+    def panel_bytes(self) -> int:
+        """The bytes of one panel; 0 where there is none."""
+        return ENCODINGS[self.encoding].panel_bytes(self.shape[1]) if self.panels else 0
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all panels, the last one's padding included, or of all rows."""
+        if self.in_panels:
+            return self.panels * self.panel_bytes
+        return ENCODINGS[self.encoding].nbytes(*self.shape)
+
+
+def stored(piece: Piece, encoding: str, offset: int = 0) -> StoredTensor:
+    """Return a piece as a shard stores it: what is on the tape lies in panels."""
+    return StoredTensor(piece.name, encoding, piece.shape, offset, piece.streamed)
 
 
 def tape_layout(
@@ -81,8 +101,7 @@ def tape_layout(
     tape, at = {}, PAGE
     for piece in pieces:
         if piece.streamed:
-            encoding = encoding_of(piece.source)
-            nbytes = ENCODINGS[encoding].nbytes(*piece.shape)
-            tape[piece.name] = StoredTensor(piece.name, encoding, piece.shape, at, nbytes)
-            at += -(-nbytes // PAGE) * PAGE
+            tensor = stored(piece, encoding_of(piece.source), at)
+            tape[piece.name] = tensor
+            at += -(-tensor.nbytes // PAGE) * PAGE
     return tape

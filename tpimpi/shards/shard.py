@@ -8,7 +8,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -19,7 +19,7 @@ from tpimpi.errors import MachineError, UserError
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.progress import Progress
 from tpimpi.shards.layout import Identity, StoredTensor
-from tpimpi.shards.seal import MEND, check_seal
+from tpimpi.shards.seal import MEND, OtherFormatError, check_seal
 
 WRITTEN = 1 << 32  # added to a CRC-32, so that 0 always means "not written"
 _LOCK_SECONDS = 5.0  # a lock that lasts longer is not that of a writer about to close
@@ -83,10 +83,12 @@ def _text(value: bytes) -> str:
 
 def _stored(file: h5py.File, name: str) -> StoredTensor:
     dataset = file[name]
-    encoding = _text(dataset.attrs["encoding"])
-    nbytes = ENCODINGS[encoding].nbytes(*dataset.shape)
-    offset = dataset.id.get_offset() if nbytes else 0
-    return StoredTensor(name, encoding, tuple(dataset.shape), offset, nbytes)
+    encoding, in_panels = _text(dataset.attrs["encoding"]), "rows" in dataset.attrs
+    shape = tuple(dataset.shape)
+    if in_panels:
+        shape = (int(dataset.attrs["rows"]), int(dataset.attrs["columns"]))
+    tensor = StoredTensor(name, encoding, shape, 0, in_panels)
+    return replace(tensor, offset=dataset.id.get_offset()) if tensor.nbytes else tensor
 
 
 def crc_of(fd: int, tensor: StoredTensor, bar: Progress) -> int:
@@ -178,18 +180,46 @@ class Shard:
             self.verify(speaks)
 
     def widened(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """Read a small tensor, or rows of one, as float32 (norms, embedding rows)."""
+        """Read a tensor, or rows of one that lies in rows, as float32 (norms, embedding rows)."""
         tensor = self._by_name[name]
         encoding = ENCODINGS[tensor.encoding]
-        offset, shape = tensor.offset, tensor.shape
+        if tensor.panels:
+            data = self._bytes(tensor, 0, tensor.nbytes)
+            panels = np.frombuffer(data, np.uint8).reshape(tensor.panels, tensor.panel_bytes)
+            return encoding.widen(encoding.unpack(panels, *tensor.shape))
+        at, shape = 0, tensor.shape
         if rows is not None:
-            offset += rows.start * encoding.nbytes(shape[1])
+            at = rows.start * encoding.nbytes(shape[1])
             shape = (rows.stop - rows.start, shape[1])
-        nbytes = encoding.nbytes(*shape)
-        data = os.pread(self.fd, nbytes, offset)
-        if len(data) != nbytes:
-            raise MachineError(f"{self.path} is cut short at {name}; {MEND}")
+        data = self._bytes(tensor, at, encoding.nbytes(*shape))
         return encoding.widen(encoding.raw(data, shape))
+
+    def _bytes(self, tensor: StoredTensor, at: int, nbytes: int) -> bytes:
+        data = os.pread(self.fd, nbytes, tensor.offset + at)
+        if len(data) != nbytes:
+            raise MachineError(f"{self.path} is cut short at {tensor.name}; {MEND}")
+        return data
+
+
+def open_shard(path: Path, identity: Identity, replace: bool) -> Shard | None:
+    """Return the shard that is there, None if there is none that could do.
+
+    With `replace` one of another format counts as missing; else it is refused.
+    """
+    try:
+        shard = Shard(path)
+    except FileNotFoundError:  # also where it was removed while this waited for its lock
+        return None
+    except OtherFormatError:
+        if replace:
+            return None
+        raise
+    try:
+        shard.check(identity)
+    except UserError:
+        shard.close()
+        raise
+    return shard
 
 
 def _open_shared(path: Path) -> int:

@@ -22,8 +22,9 @@ from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import Kind, Piece, pieces
 from tpimpi.paths import free_disk
 from tpimpi.progress import Progress, Waiting
-from tpimpi.shards.layout import Identity, shard_name, shards_folder
-from tpimpi.shards.shard import Shard
+from tpimpi.shards.layout import Identity, shard_name, shards_folder, stored
+from tpimpi.shards.seal import OtherFormatError
+from tpimpi.shards.shard import Shard, open_shard, read_layout
 from tpimpi.shards.source import check_folder
 from tpimpi.shards.writer import ShardWriter
 
@@ -83,6 +84,7 @@ class SyntheticSource:
         self.config, self.encoding = config, encoding
         self.partition = Partition.of(config, [1] * group.size)
         self._pieces = pieces(config, self.partition.ranks[group.rank])
+        self._named = bool(save_dir)
         whole = self._folder(save_dir, False)
         with group.together():
             check_folder(whole)
@@ -92,14 +94,14 @@ class SyntheticSource:
     @property
     def nbytes(self) -> int:
         """The bytes of this rank's weights."""
-        return ENCODINGS[self.encoding].nbytes(sum(piece.size for piece in self._pieces))
+        return sum(stored(piece, self.encoding).nbytes for piece in self._pieces)
 
     def _fits(self, group: Group, folder: Path, again: bool) -> bool:
         need, free = 0, 0
         path = folder / shard_name(group.rank, group.size)
         with group.together():
             free = free_disk(folder)
-            if again or not path.exists():
+            if again or not _is_there(path):
                 need = self.nbytes
         need = group.node.allreduce(need)
         return all(group.comm.allgather(not need or need + SPARE_BYTES <= free))
@@ -125,13 +127,15 @@ class SyntheticSource:
             fingerprint, self.partition.to_json(), group.rank, group.size, self.config.to_json()
         )
         path = self.folder / shard_name(group.rank, group.size)
-        shard, missing = None, again or not path.exists()
+        shard, missing = None, False
         waiting = Waiting("waiting for ranks that write their shards", group.rank)
         with waiting, group.together():
+            shard = None if again else open_shard(path, identity, replace=not self._named)
+            missing = shard is None
             if missing:
                 self._write(path, identity, group.rank == 0)
-            shard = Shard(path)
-            shard.check(identity)
+                shard = Shard(path)
+                shard.check(identity)
             if not self.sparse:  # nothing was written, so there is nothing to verify
                 shard.verify_if_touched(speaks=group.rank == 0)
             waiting.begin()
@@ -149,6 +153,14 @@ class SyntheticSource:
             writer.close()
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        read_layout(path, finished=False)
+    except (FileNotFoundError, OtherFormatError):
+        return False
+    return True
+
+
 def write_random(
     writer: ShardWriter, mine: list[Piece], hidden_size: int, encoding: Encoding, bar: Progress
 ) -> None:
@@ -157,16 +169,16 @@ def write_random(
     for index, piece in enumerate(mine):
         if not done[index]:
             if len(piece.shape) == 1:
-                writer.write(index, 0, weights.vector(piece))
+                writer.write(index, weights.vector(piece))
             else:
                 _write_rows(writer, index, piece, weights)
             writer.complete(index)
-        bar.update(encoding.nbytes(*piece.shape))
+        bar.update(writer.tensors[index].nbytes)
 
 
 def _write_rows(writer, index: int, piece: Piece, weights: RandomWeights) -> None:
-    row = at = 0
+    row = 0
     while row < piece.shape[0] and piece.shape[1]:
-        data = weights.rows(piece, row, piece.shape[0] - row)  # [n, K]
-        writer.write(index, at, data)
-        row, at = row + len(data), at + data.nbytes
+        rows = weights.rows(piece, row, piece.shape[0] - row)  # [n, K]
+        writer.write(index, rows)
+        row += len(rows)

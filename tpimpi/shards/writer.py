@@ -1,9 +1,9 @@
 """How a shard is written so that nothing can spoil it.
 
 All metadata is created first, sealed, and the HDF5 file closed; the numbers then go to the
-datasets' own offsets with plain writes. So the file is whole at every moment: a killed conversion
-leaves a valid `.partial` whose `/checksums` tell which tensors are there (0: not yet), and whose
-`/sources` tell of which content they are.
+datasets' own offsets with plain writes, those of matrices as panels. So the file is whole at
+every moment: a killed conversion leaves a valid `.partial` whose `/checksums` tell which tensors
+are there (0: not yet), and whose `/sources` tell of which content they are.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 
 from tpimpi.checkpoint.fingerprint import HASH_BYTES
 from tpimpi.errors import MachineError, UserError, describe
-from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.tensors import Piece
 from tpimpi.paths import free_disk
 from tpimpi.progress import Progress
-from tpimpi.shards.layout import FORMAT_VERSION, PAGE, Identity, StoredTensor
+from tpimpi.shards.gather import Gatherer
+from tpimpi.shards.layout import FORMAT_VERSION, PAGE, Identity, StoredTensor, stored
 from tpimpi.shards.seal import write_seal
 from tpimpi.shards.shard import WRITTEN, Layout, crc_of, parse, read_layout, read_tables, stamp
 from tpimpi.units import size
@@ -30,14 +31,23 @@ from tpimpi.units import size
 NO_SOURCE = bytes(HASH_BYTES)  # of weights that were cut from no checkpoint
 
 
-def _hdf5_type(encoding: str) -> h5py.h5t.TypeID:
-    if encoding == "bf16":  # the layout of HDF5 2.0's own bfloat16: 1 sign, 8 exponent, 7 mantissa
-        bf16 = h5py.h5t.IEEE_F32LE.copy()
-        bf16.set_fields(15, 7, 8, 0, 7)
-        bf16.set_size(2)
-        bf16.set_ebias(127)
-        return bf16
-    return {"f32": h5py.h5t.IEEE_F32LE, "f16": h5py.h5t.IEEE_F16LE}[encoding]
+def _hdf5_type(encoding: Encoding) -> h5py.h5t.TypeID:
+    """Return the type of the encoding's numbers: a sign, the exponent, the mantissa."""
+    bits = 1 + encoding.exponent + encoding.mantissa
+    kind = h5py.h5t.IEEE_F32LE.copy()  # of bf16 it becomes the layout of HDF5 2.0's own
+    kind.set_fields(bits - 1, encoding.mantissa, encoding.exponent, 0, encoding.mantissa)
+    kind.set_size(bits // 8)
+    kind.set_ebias((1 << encoding.exponent - 1) - 1)
+    return kind
+
+
+def _dataset(tensor: StoredTensor) -> tuple[h5py.h5t.TypeID, tuple[int, ...]]:
+    """Return type and shape of what a tensor is in HDF5: its rows, or its panels."""
+    encoding = ENCODINGS[tensor.encoding]
+    if not tensor.in_panels:
+        return _hdf5_type(encoding), tensor.shape
+    kind = h5py.h5t.STD_U8LE if encoding.packed else _hdf5_type(encoding)
+    return kind, (tensor.panels, *encoding.panel_shape(tensor.shape[1]))
 
 
 def _create(path: Path, identity: Identity, pieces: list[Piece], encodings: list[str]) -> Layout:
@@ -92,11 +102,14 @@ def _create_with(
         file.create_dataset("checksums", data=np.zeros(len(pieces), np.uint64))
         file.create_dataset("sources", data=np.zeros((len(pieces), HASH_BYTES), np.uint8))
         for index, (piece, encoding) in enumerate(zip(pieces, encodings, strict=True)):
-            space = h5py.h5s.create_simple(piece.shape)
-            kind = _hdf5_type(encoding)
+            tensor = stored(piece, encoding)
+            kind, shape = _dataset(tensor)
+            space = h5py.h5s.create_simple(shape)
             h5py.h5d.create(file.id, piece.name.encode(), kind, space, layout, links)
-            file[piece.name].attrs["encoding"] = np.bytes_(encoding)
-            file[piece.name].attrs["checksum_index"] = index
+            about = {"encoding": np.bytes_(encoding), "checksum_index": index}
+            if tensor.in_panels:
+                about |= dict(zip(("rows", "columns"), tensor.shape, strict=True))
+            file[piece.name].attrs.update(about)
 
 
 class ShardWriter:
@@ -166,7 +179,11 @@ class ShardWriter:
                 self.partial.unlink()
                 raise self._no_room(pieces, encodings, length) from error
         self._layout, self.tensors = layout, layout.tensors
-        self._running = [0] * len(self.tensors)
+        self._sums = [0] * len(self.tensors)  # CRC-32 of what is written of each
+        self._ends = [tensor.offset for tensor in self.tensors]  # the byte where each goes on
+        self._gatherers = {
+            index: Gatherer(tensor) for index, tensor in enumerate(self.tensors) if tensor.panels
+        }
         self._seal(finished=False)
 
     def _resumes(self, identity: Identity, wanted: list[tuple]) -> Layout | None:
@@ -192,10 +209,7 @@ class ShardWriter:
         write_seal(self._fd, end, first, self._layout.tables, finished)
 
     def _no_room(self, pieces: list[Piece], encodings: list[str], length: int) -> MachineError:
-        need = sum(
-            ENCODINGS[encoding].nbytes(*piece.shape)
-            for piece, encoding in zip(pieces, encodings, strict=True)
-        )
+        need = sum(stored(p, e).nbytes for p, e in zip(pieces, encodings, strict=True))
         free = size(free_disk(self.path))
         return MachineError(
             f"{self.path} needs {size(max(need, length))} and its disk has {free} free; free some "
@@ -215,18 +229,30 @@ class ShardWriter:
                 for s, t, source in zip(sums, self.tensors, sources, strict=True)
             ]
 
-    def write(self, index: int, at: int, data: memoryview | bytes) -> None:
-        """Write bytes of tensor `index` at byte `at` of it; a tensor's bytes come in order."""
-        self._running[index] = zlib.crc32(data, self._running[index] if at else 0)
-        view, position = memoryview(data).cast("B"), self.tensors[index].offset + at
+    def write(self, index: int, rows: np.ndarray) -> None:
+        """Write the next raw rows of tensor `index`, [n, K] or of a vector [n].
+
+        They come in order, in runs of any length; a matrix's are packed into panels.
+        """
+        gatherer = self._gatherers.get(index)
+        if gatherer is None:
+            self._append(index, rows)
+        else:
+            for panels in gatherer.panels(rows):
+                self._append(index, panels)
+
+    def _append(self, index: int, data: np.ndarray) -> None:
+        view = memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        self._sums[index] = zlib.crc32(view, self._sums[index])
         while view:
-            count = os.pwrite(self._fd, view, position)
-            view, position = view[count:], position + count
+            count = os.pwrite(self._fd, view, self._ends[index])
+            self._ends[index] += count
+            view = view[count:]
 
     def complete(self, index: int, source: bytes = NO_SOURCE) -> None:
         """Record the checksum of a tensor written to its end, and the hash of what it is from."""
         os.pwrite(self._fd, source, self._layout.sources + HASH_BYTES * index)
-        value = np.uint64(WRITTEN + self._running[index]).tobytes()
+        value = np.uint64(WRITTEN + self._sums[index]).tobytes()
         os.pwrite(self._fd, value, self._layout.checksums + 8 * index)
 
     def finish(self) -> None:

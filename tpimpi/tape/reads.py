@@ -1,6 +1,6 @@
 """From tensors in the order of use to reads of the file: pure arithmetic.
 
-Of each tensor the first rows may be resident; the others are streamed. A read is a run of whole
+Of each tensor the first panels may be resident; the others are streamed. A read is a run of whole
 pages, about READ_BYTES long. It goes on from one tensor into the next, so that many small tensors
 (keys and values over many ranks) do not make many small reads. A tile is what a read holds of one
 tensor.
@@ -33,10 +33,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of one tensor, `at` bytes into their read; `last`: nothing of that read is left."""
+    """Panels of one tensor, `at` bytes into their read; `last`: nothing of that read is left."""
 
-    row: int
-    rows: int
+    panel: int
+    panels: int
     at: int
     last: bool
 
@@ -62,41 +62,41 @@ class Lap:
 @dataclass(frozen=True)
 class _Run:
     name: str
-    row: int
-    rows: int
+    panel: int
+    panels: int
     start: int  # byte of the file
     stop: int
 
 
 def streamed_lap(tensors: Sequence[StoredTensor], resident: Mapping[str, int]) -> Lap:
-    """Cut what is not resident into reads; `resident` gives the number of rows kept, by name."""
+    """Cut what is not resident into reads; `resident` gives the number of panels kept, by name."""
     groups: list[list[_Run]] = [[]]  # what each read holds
     for tensor in tensors:
-        size, row = tensor.row_bytes, resident.get(tensor.name, 0)
-        if row:
-            groups.append([])  # resident rows are used in between, so no read goes on past them
-        while size and row < tensor.shape[0]:
-            start, left = tensor.offset + row * size, tensor.shape[0] - row
+        count, size, panel = tensor.panels, tensor.panel_bytes, resident.get(tensor.name, 0)
+        if panel:
+            groups.append([])  # resident panels are used in between, so no read goes on past them
+        while panel < count:
+            start, left = tensor.offset + panel * size, count - panel
             room = _room(groups[-1], start)
-            if room < min(left * size, READ_BYTES // 4):
+            if room < min(left * size, max(size, READ_BYTES // 4)):
                 groups.append([])
                 room = _room([], start)
-            rows = min(left, max(1, room // size))
-            groups[-1].append(_Run(tensor.name, row, rows, start, start + rows * size))
-            row += rows
+            panels = min(left, max(1, room // size))
+            groups[-1].append(_Run(tensor.name, panel, panels, start, start + panels * size))
+            panel += panels
     reads = []
     tiles: dict[str, list[Tile]] = {tensor.name: [] for tensor in tensors}
     for group in filter(None, groups):
         start = group[0].start // PAGE * PAGE
         reads.append(Read(start, group[-1].stop - start))
         for run in group:
-            tile = Tile(run.row, run.rows, run.start - start, run is group[-1])
+            tile = Tile(run.panel, run.panels, run.start - start, run is group[-1])
             tiles[run.name].append(tile)
     return Lap(tuple(reads), {name: tuple(found) for name, found in tiles.items()})
 
 
 def _room(group: list[_Run], start: int) -> int:
-    """Return the bytes that rows from byte `start` on may take of a read that holds `group`."""
+    """Return the bytes that panels from byte `start` on may take of a read that holds `group`."""
     if not group:
         return READ_BYTES - start % PAGE
     if not 0 <= start - group[-1].stop <= _GAP:
@@ -105,10 +105,10 @@ def _room(group: list[_Run], start: int) -> int:
 
 
 def resident_reads(tensors: Iterable[StoredTensor], resident: Mapping[str, int]) -> list[Read]:
-    """Cut the resident rows into reads, tensor by tensor."""
+    """Cut the resident panels into reads, tensor by tensor."""
     reads = []
     for tensor in tensors:
-        stop = tensor.offset + resident.get(tensor.name, 0) * tensor.row_bytes
+        stop = tensor.offset + resident.get(tensor.name, 0) * tensor.panel_bytes
         for start in range(tensor.offset, stop, READ_BYTES):
             reads.append(Read(start, min(READ_BYTES, stop - start), tensor.name))
     return reads

@@ -1,6 +1,6 @@
 """The weights as a tape: read ahead in the order of use, through a ring, by threads.
 
-Rows that are kept (resident) are read on the first lap into memory of their own; the others pass
+Panels that are kept (resident) are read on the first lap into memory of their own; the others pass
 through the ring on every lap. All resident and all streamed are the two ends of the same code.
 The readers run on across passes: while rank 0 samples, the next token's first tiles arrive.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from tpimpi.errors import MachineError
 from tpimpi.kernels.pages import huge_pages
-from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.encoding import ROWS
 from tpimpi.shards.layout import PAGE, StoredTensor
 from tpimpi.shards.shard import Shard
 from tpimpi.tape.directio import DirectFile
@@ -47,17 +47,19 @@ class Tape:
         kept = resident_reads(self._tensors.values(), resident)
         self._later, self._tiles = lap.reads, lap.tiles
         self._first = sorted((*kept, *lap.reads), key=lambda read: read.start)
-        self._rows = {name: resident.get(name, 0) for name in names}
         self._kept = {name: sum(r.resident == name for r in kept) for name in names}
         self._regions = {
-            name: huge_pages(-(-rows * self._tensors[name].row_bytes // PAGE) * PAGE)
-            for name, rows in self._rows.items()
+            name: huge_pages(-(-resident[name] * self._tensors[name].panel_bytes // PAGE) * PAGE)
+            for name in names
             if self._kept[name]
         }
         self._views = {
-            name: (0, _view(self._tensors[name], region, self._rows[name], 0))
+            name: _view(self._tensors[name], region, resident[name], 0)
             for name, region in self._regions.items()
         }
+        empty = {n: np.empty((0, 0), np.uint8) for n, t in self._tensors.items() if not t.panels}
+        # Those of which nothing streams, by name.
+        self._whole = empty | {n: v for n, v in self._views.items() if not self._tiles[n]}
         total = sum(tensor.nbytes for tensor in self._tensors.values())
         self.resident_bytes = sum(read.needed for read in kept)
         self.streamed_bytes = total - self.resident_bytes  # a lap
@@ -100,11 +102,12 @@ class Tape:
             self._threads.append(thread)
 
     def take(self, name: str) -> Iterable[tuple[int, np.ndarray]]:
-        """Return (first row, raw weights [rows, K]) of parts of the next tensor, `name`, in order.
+        """Return (first row, panels) of parts of the next tensor, `name`, in order.
 
-        The weights are valid until the next step of the iteration; then their memory is free for
-        the reader. All parts must be used before the next tensor is taken. Raises MachineError
-        where a read has failed, RuntimeError where another tensor is next.
+        Panels are uint8 [P, panel_bytes], see `model.encoding`. They are valid until the next step
+        of the iteration; then their memory is free for the reader. All parts must be used before
+        the next tensor is taken. Raises MachineError where a read has failed, RuntimeError where
+        another tensor is next.
         """
         expected = self._names[self._turn]
         if self._under_way or name != expected:
@@ -112,34 +115,52 @@ class Tape:
             raise RuntimeError(f"{name} was taken from the tape, but {expected} {state}")
         if name in self._views and not self._tiles[name] and self._taken >= len(self._first):
             self._turn = (self._turn + 1) % len(self._names)
-            return (self._views[name],)
+            return ((0, self._views[name]),)
         self._under_way = True
         return self._parts(self._tensors[name])
+
+    def take_kept(self, names: Sequence[str]) -> list[np.ndarray] | None:
+        """Take the next tensors, `names` in tape order, at once; return the panels of each.
+
+        That goes where nothing of them streams and all is read. Else, or where others are next,
+        None is returned and nothing is taken. A tensor without rows or columns gives no panels.
+        """
+        turn, whole = self._turn, self._whole
+        end = turn + len(names)
+        if (
+            self._taken < len(self._first)
+            or self._under_way
+            or self._names[turn:end] != tuple(names)
+            or not all(map(whole.__contains__, names))
+        ):
+            return None
+        self._turn = end % len(self._names)
+        return [whole[name] for name in names]
 
     def _parts(self, tensor: StoredTensor) -> Iterator[tuple[int, np.ndarray]]:
         if tensor.name in self._regions:
             if self._taken < len(self._first):
                 yield from self._arriving(tensor)
             else:
-                yield self._views[tensor.name]
+                yield 0, self._views[tensor.name]
         for tile in self._tiles[tensor.name]:
             offset = self._wait()
-            yield tile.row, _view(tensor, self._ring, tile.rows, offset + tile.at)
+            yield tile.panel * ROWS, _view(tensor, self._ring, tile.panels, offset + tile.at)
             if tile.last:
                 self._release()
         self._turn = (self._turn + 1) % len(self._names)
         self._under_way = False
 
     def _arriving(self, tensor: StoredTensor) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the rows to keep as they are read, on the first lap."""
-        region, size, row = self._regions[tensor.name], tensor.row_bytes, 0
+        """Yield the panels to keep as they are read, on the first lap."""
+        region, size, panel = self._regions[tensor.name], tensor.panel_bytes, 0
         for _ in range(self._kept[tensor.name]):
             read = self._first[self._taken]
             self._wait()
             whole = (read.start + read.needed - tensor.offset) // size
-            if whole > row:
-                yield row, _view(tensor, region, whole - row, row * size)
-            row = whole
+            if whole > panel:
+                yield panel * ROWS, _view(tensor, region, whole - panel, panel * size)
+            panel = whole
             self._release()
 
     def close(self) -> None:
@@ -232,5 +253,6 @@ class Tape:
                 self._changed.notify_all()
 
 
-def _view(tensor: StoredTensor, memory: mmap.mmap, rows: int, offset: int) -> np.ndarray:
-    return ENCODINGS[tensor.encoding].raw(memory, (rows, tensor.shape[1]), offset)
+def _view(tensor: StoredTensor, memory: mmap.mmap, panels: int, offset: int) -> np.ndarray:
+    nbytes = panels * tensor.panel_bytes
+    return np.frombuffer(memory, np.uint8, nbytes, offset).reshape(panels, tensor.panel_bytes)
