@@ -1,4 +1,4 @@
-"""Scalar arithmetic that numba has no words for: a fused product and sum, a power of two."""
+"""Scalar arithmetic that numba has no words for: a fused product and sum, bits of a float32."""
 
 from __future__ import annotations
 
@@ -28,3 +28,23 @@ def power_of_two(typing_context, shifted):
         return builder.bitcast(builder.add(bits, ir.Constant(I32, 0x3F800000)), F32)
 
     return types.float32(types.float32), codegen
+
+
+@intrinsic
+def bits_of(typing_context, value):
+    """Return the int32 that was kept in a float32's place."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], I32)
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def from_bits(typing_context, value):
+    """Return a float32 with the bits of an int32, to keep it among float32."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], F32)
+
+    return types.float32(types.int32), codegen

@@ -8,8 +8,9 @@ batch. A few pairs with long texts are cut by spans of pages instead, as in Dao 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange, types
+from numba import prange, types
 
+from tpimpi.kernels.arithmetic import bits_of, from_bits
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.softmax import (
     ROWS,
@@ -22,15 +23,15 @@ from tpimpi.kernels.softmax import (
     walk_span,
     work_floats,
 )  # fmt: skip
-from tpimpi.kernels.tiles import PAGE
-from tpimpi.kernels.variants import MANY, Kernel
+from tpimpi.kernels.tiles import PAGE, tile
+from tpimpi.kernels.variants import MANY, Kernel, inner
 
 EVERYTHING = 1 << 40  # a window beyond every context
 _FEW = 4  # groups of pairs a thread below which spans are cut
-_work_floats = njit(nogil=True)(work_floats)
+_work_floats = inner(work_floats)
 
 
-@njit(nogil=True)
+@inner
 def _tokens_within(slots):
     """Return whether pairs are numbered by tokens within heads: neighbours share a sequence."""
     matching = 0
@@ -39,13 +40,13 @@ def _tokens_within(slots):
     return 2 * matching >= slots.shape[0] - 1 and slots.shape[0] > 1
 
 
-@njit(nogil=True)
+@inner
 def _numbered(pair, tokens, heads, within):
     """Return token and head of a pair; neighbours mostly share a sequence and a KV head."""
     return (pair % tokens, pair // tokens) if within else (pair // heads, pair % heads)
 
 
-@njit(nogil=True)
+@inner
 def _boundary(part, threads, positions, heads, within, window):
     """Return the pair at which this thread's part begins: each gets as many positions to see."""
     tokens, total = positions.shape[0], 0
@@ -67,14 +68,14 @@ def _boundary(part, threads, positions, heads, within, window):
     return tokens * heads
 
 
-@njit(nogil=True)
+@inner
 def _group(q, positions, slots, kv_index, scale, window, first, last, within, padded, work):
     """Gather the pairs from `first` on that share a sequence and a KV head.
 
     Returns their number, sequence, KV head and the first and last page that any of them sees.
     """
     tokens, heads, head_dim = q.shape
-    lasts = last_positions(head_dim, padded, work)
+    lasts = last_positions(head_dim, padded)
     t, h = _numbered(first, tokens, heads, within)
     slot, kv, rows, least, most = slots[t], kv_index[h], 0, positions[t], 0
     while rows < ROWS and first + rows < last:
@@ -83,13 +84,13 @@ def _group(q, positions, slots, kv_index, scale, window, first, last, within, pa
             break
         for d in range(head_dim):
             work[rows * head_dim + d] = q[t, h, d] * scale
-        lasts[rows] = positions[t]
+        work[lasts + rows] = from_bits(positions[t])
         least, most = min(least, positions[t]), max(most, positions[t])
         rows += 1
     return rows, slot, kv, first_seen(least, window) // PAGE, most // PAGE
 
 
-@njit(nogil=True)
+@inner
 def _store(found, out):
     """Write what a pair has found [Hd' + 2] as its output [Hd]."""
     inverse = np.float32(1.0) / found[found.shape[0] - 1]
@@ -97,14 +98,14 @@ def _store(found, out):
         out[d] = found[d] * inverse
 
 
-@njit(nogil=True)
+@inner
 def _some(
-    q, keys, values, table, positions, slots, out, kv_index, scale, window, first, last, work
+    tile, q, keys, values, table, positions, slots, out, kv_index, scale, window, first, last, work
 ):  # fmt: skip
     """Attend for the pairs first .. last - 1."""
     tokens, heads, head_dim = q.shape
     within, padded = _tokens_within(slots), values.shape[3]
-    lasts = last_positions(head_dim, padded, work)
+    lasts = last_positions(head_dim, padded)
     _, totals, at, best = places(head_dim, padded)
     found = work[at:best].reshape(ROWS, padded + 2)
     pair = first
@@ -113,10 +114,11 @@ def _some(
             q, positions, slots, kv_index, scale, window, pair, last, within, padded, work
         )  # fmt: skip
         for span in range(start // SPAN, final // SPAN + 1):
-            walk_span(rows, keys, values, kv, table[slot], span, start, final, window, work)
+            walk_span(tile, rows, keys, values, kv, table[slot], span, start, final, window, work)
             for r in range(rows):
-                begin = first_seen(lasts[r], window) // (SPAN * PAGE)
-                if begin <= span and lasts[r] >= span * SPAN * PAGE:
+                position = bits_of(work[lasts + r])
+                begin = first_seen(position, window) // (SPAN * PAGE)
+                if begin <= span and position >= span * SPAN * PAGE:
                     if span == begin:
                         keep_span(found[r], r, head_dim, padded, work)
                     else:
@@ -128,9 +130,10 @@ def _some(
         pair += rows
 
 
-@njit(nogil=True)
+@inner
 def _some_spans(
-    q, keys, values, table, positions, slots, kv_index, scale, window, first, last, found, work
+    tile, q, keys, values, table, positions, slots, kv_index, scale, window, first, last, found,
+    work,
 ):  # fmt: skip
     """Walk the spans whose first page is one of first .. last - 1; found [pairs, spans, Hd' + 2].
 
@@ -145,14 +148,16 @@ def _some_spans(
         )  # fmt: skip
         for span in range(start // SPAN, final // SPAN + 1):
             if first <= at + max(span * SPAN, start) - start < last:
-                walk_span(rows, keys, values, kv, table[slot], span, start, final, window, work)
+                walk_span(
+                    tile, rows, keys, values, kv, table[slot], span, start, final, window, work
+                )
                 for r in range(rows):
                     keep_span(found[pair + r, span], r, head_dim, padded, work)
         at += final - start + 1
         pair += rows
 
 
-@njit(nogil=True)
+@inner
 def _count(q, positions, slots, kv_index, scale, window, padded, work):
     """Return how many spans and pages the groups of all pairs have to walk."""
     pairs, within = q.shape[0] * q.shape[1], _tokens_within(slots)
@@ -167,13 +172,28 @@ def _count(q, positions, slots, kv_index, scale, window, padded, work):
     return spans, pages
 
 
-def _serial(q, keys, values, table, positions, slots, out, kv_index, scale, window, memory):
+def _serial(tile, q, keys, values, table, positions, slots, out, kv_index, scale, window, memory):
     pairs = q.shape[0] * q.shape[1]
-    _some(q, keys, values, table, positions, slots, out, kv_index, scale, window, 0, pairs, memory)
+    _some(
+        tile,
+        q,
+        keys,
+        values,
+        table,
+        positions,
+        slots,
+        out,
+        kv_index,
+        scale,
+        window,
+        0,
+        pairs,
+        memory,
+    )
 
 
 def _parallel(
-    q, keys, values, table, positions, slots, out, kv_index, scale, window, memory, threads
+    tile, q, keys, values, table, positions, slots, out, kv_index, scale, window, memory, threads
 ):  # fmt: skip
     tokens, heads, head_dim = q.shape
     padded, within = values.shape[3], _tokens_within(slots)
@@ -187,8 +207,8 @@ def _parallel(
             first = _boundary(part, threads, positions, heads, within, window)
             last = _boundary(part + 1, threads, positions, heads, within, window)
             _some(
-                q, keys, values, table, positions, slots, out, kv_index, scale, window, first, last,
-                work,
+                tile, q, keys, values, table, positions, slots, out, kv_index, scale, window, first,
+                last, work,
             )  # fmt: skip
         return
     most = (table.shape[1] + SPAN - 1) // SPAN
@@ -198,8 +218,8 @@ def _parallel(
         work = memory[part * floats : (part + 1) * floats]
         first, last = pages * part // threads, pages * (part + 1) // threads
         _some_spans(
-            q, keys, values, table, positions, slots, kv_index, scale, window, first, last, found,
-            work,
+            tile, q, keys, values, table, positions, slots, kv_index, scale, window, first, last,
+            found, work,
         )  # fmt: skip
     for pair in range(tokens * heads):
         t, h = _numbered(pair, tokens, heads, within)
@@ -214,7 +234,7 @@ _F1, _F3, _F4 = (types.Array(types.float32, n, "C") for n in (1, 3, 4))
 _I1, _I2 = types.Array(types.int32, 1, "C"), types.Array(types.int32, 2, "C")
 _KERNEL = Kernel(
     "attention", _serial, _parallel,
-    _F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32, types.intp, _F1,
+    types.intp, _F3, _F4, _F4, _I2, _I1, _I1, _F3, _I1, types.float32, types.intp, _F1,
 )  # fmt: skip
 
 
@@ -250,15 +270,16 @@ def attention(
     )  # fmt: skip
     if threads > 1:
         _KERNEL.parallel(
-            q, keys, values, table, positions, slots, out, kv_index, scale, window, memory, threads
+            tile(), q, keys, values, table, positions, slots, out, kv_index, scale, window, memory,
+            threads,
         )  # fmt: skip
     else:
         _KERNEL.serial(
-            q, keys, values, table, positions, slots, out, kv_index, scale, window, memory
+            tile(), q, keys, values, table, positions, slots, out, kv_index, scale, window, memory
         )
 
 
-@njit(nogil=True)
+@inner
 def _append_some(k, v, keys, values, table, positions, slots, first, last):
     """Write the tokens first .. last - 1."""
     _, heads, head_dim = k.shape

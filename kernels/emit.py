@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import llvmlite.ir as ir
 from numba.core import cgutils
 from numba.core.registry import cpu_target
@@ -94,38 +97,25 @@ def emit_prefetch(builder, pointer, locality: int):
     builder.call(function, [pointer, *hints])
 
 
-def outlined(name: str, arguments: int, emit):
-    """Return a function that gets or emits another, of 64-bit integers, in a builder's module.
+@dataclass(frozen=True)
+class Outlined:
+    """A function of 64-bit integers: called with a builder it emits itself once in a module.
 
-    Kept out of its callers: they call it in several places, its loops are compiled once.
+    Kept out of its callers, so that its loops are compiled alone, and once.
     """
 
-    def get(builder):
-        found = builder.module.globals.get(name)
+    name: str
+    arguments: int
+    emit: Callable  # gets a builder and the arguments
+
+    def __call__(self, builder) -> ir.Function:
+        found = builder.module.globals.get(self.name)
         if found is None:
-            kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
-            found = ir.Function(builder.module, kind, name)
+            kind = ir.FunctionType(ir.VoidType(), [I64] * self.arguments)
+            found = ir.Function(builder.module, kind, self.name)
             found.linkage = "internal"
             found.attributes.add("noinline")
             body = ir.IRBuilder(found.append_basic_block("entry"))
-            emit(body, *found.args)
+            self.emit(body, *found.args)
             body.ret_void()
         return found
-
-    return get
-
-
-def call_one_of(builder, choice, functions, arguments):
-    """Emit a call of the outlined function for this value of `choice`, one of their keys."""
-    after = builder.append_basic_block("after")
-    wrong = builder.append_basic_block("wrong")
-    switch = builder.switch(choice, wrong)
-    for key, function in functions.items():
-        block = builder.append_basic_block(f"case_{key}")
-        switch.add_case(ir.Constant(choice.type, key), block)
-        builder.position_at_end(block)
-        builder.call(function(builder), arguments)
-        builder.branch(after)
-    builder.position_at_end(wrong)
-    builder.unreachable()
-    builder.position_at_end(after)

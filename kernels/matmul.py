@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit, prange, types
+from numba import prange, types
 
 from tpimpi.kernels.panels import CHUNK, ROWS, multiply, store_rows, tile_of
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.tiling import MOST_SIDE, Tiling, tiling_for
-from tpimpi.kernels.variants import variant
+from tpimpi.kernels.variants import inner, variant
 
 BATCH = 256  # tokens that are laid out at once
 MATRICES = 3  # that one call multiplies with the same x, at most
@@ -25,7 +25,7 @@ _EACH = 6  # numbers in the table for a matrix: see `_describe`
 _ALONE = 1 << 15  # numbers of x that one thread lays out sooner than others would be woken
 
 
-@njit(nogil=True)
+@inner
 def _describe(table, i, w, out, start):
     """Note where a matrix's panels lie, how many and how large; where its output is; its rows."""
     table[i, 0], table[i, 1], table[i, 2] = w.ctypes.data, w.shape[0], w.shape[1]
@@ -33,19 +33,19 @@ def _describe(table, i, w, out, start):
     table[i, 4], table[i, 5] = out.strides[0], out.shape[1]
 
 
-@njit(nogil=True)
+@inner
 def _tiles(tokens, most):
     """Return into how many tiles tokens are cut; they are as equal as can be, large ones first."""
     return (tokens + most - 1) // most
 
 
-@njit(nogil=True)
+@inner
 def _first(tile, tiles, tokens):
     """Return the first token of a tile."""
     return tokens // tiles * tile + min(tile, tokens % tiles)
 
 
-@njit(nogil=True)
+@inner
 def _lay_out(x, start, tokens, most, packed, at, part, parts):
     """Write this part of tokens start .. start + tokens - 1, tile by tile [K, count]."""
     columns, tiles = x.shape[1], _tiles(tokens, most)
@@ -60,7 +60,7 @@ def _lay_out(x, start, tokens, most, packed, at, part, parts):
                     packed[place + k * count] = x[start + first + t, k]
 
 
-@njit(nogil=True)
+@inner
 def _panels(tile, table, i, panel, there, side, most, tokens, columns, inputs, ahead, sums, at):
     """Multiply `there` panels of matrix i, at most `side`, with all tokens; write the outputs."""
     address, nbytes = table[i, 0] + panel * table[i, 2], table[i, 2]
@@ -98,7 +98,7 @@ def _panels(tile, table, i, panel, there, side, most, tokens, columns, inputs, a
             )  # fmt: skip
 
 
-@njit(nogil=True)
+@inner
 def _work(tile, table, side, most, tokens, columns, inputs, ahead, threads, tasks, sums, at):
     """Take panels of one matrix after another until none is left."""
     total = 0
@@ -124,7 +124,7 @@ def _work(tile, table, side, most, tokens, columns, inputs, ahead, threads, task
         task = next_task(tasks)
 
 
-@njit(nogil=True)
+@inner
 def _inputs(x, start, most, tokens, sums, packed):
     """Return where the tokens' numbers lie as tiles have them: one token's as they are."""
     if tokens == 1:
@@ -132,7 +132,7 @@ def _inputs(x, start, most, tokens, sums, packed):
     return sums.ctypes.data + 4 * packed
 
 
-@njit(nogil=True)
+@inner
 def _sums_floats(tokens):
     """Return the floats of one thread's sums."""
     return MOST_SIDE * ROWS * tokens
@@ -213,9 +213,10 @@ def matmul(
     kernel = variant(*_KERNELS[parallel], parallel=parallel)
     tile = tile_of(encoding)
     tokens, columns = x.shape
+    for w, out in matrices:
+        if not w.size:
+            out[...] = 0  # without columns the sums are empty
     if not (tokens and columns):
-        for _, out in matrices:
-            out[...] = 0
         return
     side, most, ahead = tiling or tiling_for(tokens, threads, encoding)
     arrays = [array for pair in matrices for array in pair]

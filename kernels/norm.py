@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 import numpy as np
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
 from tpimpi.kernels.emit import (
@@ -18,7 +18,7 @@ from tpimpi.kernels.emit import (
     pointer,
     splat,
 )  # fmt: skip
-from tpimpi.kernels.variants import MANY, Kernel
+from tpimpi.kernels.variants import MANY, Kernel, inner
 
 
 def _sum_lanes(builder, vector):
@@ -65,7 +65,7 @@ def _sum_of_squares(context, row, count):
     return types.float32(types.intp, types.intp), codegen
 
 
-@njit(nogil=True)
+@inner
 def _some(x, weight, eps, out, first, last):
     """Normalize the tokens first .. last - 1."""
     dim = x.shape[1]

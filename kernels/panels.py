@@ -11,8 +11,7 @@ panels that are computed together nor on the vectors of the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import FunctionType
+from functools import cache
 
 import llvmlite.ir as ir
 from numba import types
@@ -22,20 +21,19 @@ from tpimpi.kernels.emit import (
     F32,
     HAS_AVX512,
     I32,
-    I64,
     LANES,
     VECTOR,
+    Outlined,
     broadcast,
-    call_one_of,
     emit_loop,
     emit_prefetch,
     fma,
     int64,
-    outlined,
     pointer,
     splat,
 )  # fmt: skip
-from tpimpi.kernels.variants import address
+from tpimpi.kernels.functions import call_function, function_address
+from tpimpi.kernels.variants import inner
 from tpimpi.kernels.widening import WIDENINGS, Widening
 
 ROWS = LANES  # of a panel
@@ -109,60 +107,28 @@ def _emit_tile(side: int, count: int, widening: Widening):
     return emit
 
 
-_ARGUMENTS = 11
-_TILE = types.void(*[types.intp] * _ARGUMENTS)
-
-
-def _tile(shape, panel, stride, there, column, columns, x, sums, ahead, ahead_stride, step):
-    call(shape, panel, stride, there, column, columns, x, sums, ahead, ahead_stride, step)  # noqa: F821
-
-
-_addresses: dict[str, int] = {}
-
-
 def tile_of(encoding: str) -> int:
     """Return the address of the micro-kernel for an encoding, which `multiply` calls."""
-    found = _addresses.get(encoding)
-    if not found:
-        found = _addresses[encoding] = address(_body(encoding), f"tiles_{encoding}", _TILE)
-    return found
+    return function_address(f"tiles_{encoding}", _tiles(encoding))
 
 
-def _body(encoding: str) -> Callable:
-    """Return `_tile` with the tiles of this encoding."""
+@cache
+def _tiles(encoding: str) -> dict[int, Outlined]:
     widening = WIDENINGS[encoding]
-    functions = {
-        side << 8 | count: outlined(
-            f"tile_{side}_{count}", _ARGUMENTS - 1, _emit_tile(side, count, widening)
-        )
+    return {
+        side << 8 | count: Outlined(f"tile_{side}_{count}", 10, _emit_tile(side, count, widening))
         for side, count in _SHAPES
     }
 
-    @intrinsic
-    def call(context, shape, panel, stride, there, column, columns, x, sums, ahead, apart, step):
-        def codegen(context, builder, sig, args):
-            call_one_of(builder, args[0], functions, args[1:])
-            return context.get_dummy_value()
 
-        return _TILE, codegen
-
-    return FunctionType(_tile.__code__, _tile.__globals__ | {"call": call}, "_tile")
-
-
-@intrinsic
+@inner
 def multiply(
-    context, tile, side, count, panel, stride, there, column, columns, x, sums, ahead, apart, step
+    tile, side, count, panel, stride, there, column, columns, x, sums, ahead, apart, step
 ):  # fmt: skip
     """Add the products of a chunk of columns to the sums: arguments as `_emit_tile` has them."""
-
-    def codegen(context, builder, sig, args):
-        address, side, count, *rest = args
-        kind = ir.FunctionType(ir.VoidType(), [I64] * _ARGUMENTS)
-        function = builder.inttoptr(address, kind.as_pointer())
-        builder.call(function, [builder.or_(builder.shl(side, int64(8)), count), *rest])
-        return context.get_dummy_value()
-
-    return types.void(*[types.intp] * (_ARGUMENTS + 2)), codegen
+    call_function(
+        tile, side << 8 | count, panel, stride, there, column, columns, x, sums, ahead, apart, step
+    )
 
 
 @intrinsic

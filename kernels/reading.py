@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import llvmlite.ir as ir
 import numpy as np
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
 from tpimpi.kernels.emit import I64, emit_loop, emit_prefetch, int64, pointer
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.tiling import AHEADS
-from tpimpi.kernels.variants import variant
+from tpimpi.kernels.variants import inner, variant
 
 _TASK = 1 << 17  # words that a thread takes at a time: 1 MiB
 _LINE = 8  # words of a cache line
@@ -55,7 +55,7 @@ def _read(context, data, stream, lines, ahead):
     return types.uint64(*[types.intp] * 4), codegen
 
 
-@njit(nogil=True)
+@inner
 def _part(data, first, last, ahead):
     """XOR of data[first:last]."""
     lines = (last - first) // (_STREAMS * _LINE)
@@ -69,7 +69,7 @@ def _serial(data, found, ahead):
     found[0] = _part(data, 0, data.shape[0], ahead)
 
 
-@njit(nogil=True)
+@inner
 def _tasks(data, tasks, ahead):
     size, found = data.shape[0], np.uint64(0)
     first = next_task(tasks) * _TASK

@@ -5,16 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def widen(w: np.ndarray, encoding: str) -> np.ndarray:
-    """Return raw weights as float32."""
-    if encoding == "bf16":
-        return (w.astype(np.uint32) << 16).view(np.float32)
-    return w.view(np.float16).astype(np.float32) if encoding == "f16" else w
-
-
-def matmul(x, w, out, threads, encoding):
-    """Write x [T, K] w.T into out [T, N]; w [N, K] raw."""
-    out[...] = x @ widen(w, encoding).T
+def matmul(x, w, out):
+    """Write x [T, K] w.T into out [T, N]; w float32 [N, K]."""
+    out[...] = x @ w.T
 
 
 def rmsnorm(x, weight, eps, out, threads):

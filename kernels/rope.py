@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange, types
+from numba import prange, types
 
-from tpimpi.kernels.variants import MANY, Kernel
+from tpimpi.kernels.variants import MANY, Kernel, inner
 
 
 def rope_tables(
@@ -23,7 +23,7 @@ def rope_tables(
         np.multiply(sin, np.float32(factor), out=sin)
 
 
-@njit(nogil=True)
+@inner
 def _some(x, cos, sin, first, last):
     """Turn the tokens first .. last - 1."""
     heads, half = x.shape[1], x.shape[2] // 2

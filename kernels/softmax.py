@@ -7,11 +7,11 @@ one thread walks all spans or many walk one each.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from tpimpi.kernels.activation import exp32
-from tpimpi.kernels.arithmetic import fma32
+from tpimpi.kernels.arithmetic import bits_of, fma32
 from tpimpi.kernels.tiles import PAGE, add_values, score_rows
+from tpimpi.kernels.variants import inner
 
 ROWS = 48  # rows that walk the pages together at most
 SPAN = 8  # pages that are summed before they meet the others'
@@ -24,14 +24,14 @@ def work_floats(head_dim: int, padded: int) -> int:
     return -(-floats // 16) * 16
 
 
-@njit(nogil=True)
+@inner
 def places(head_dim, padded):
     """Return where in a thread's memory the rows' scores, totals, findings and figures begin.
 
     First come the queries [ROWS, Hd]. Scores, later weights [ROWS, PAGE]; totals of a span
     [ROWS, Hd']; what all spans so far have found [ROWS, Hd' + 2]: total, highest score, sum of
     weights; then [ROWS] each: a span's highest scores, its sums of weights, what a new page leaves
-    of the totals, last positions as int32; at the end [PAGE] to reduce in.
+    of the totals, last positions (the bits of int32); at the end [PAGE] to reduce in.
     """
     scores = ROWS * head_dim
     totals = scores + ROWS * PAGE
@@ -39,26 +39,25 @@ def places(head_dim, padded):
     return scores, totals, found, found + ROWS * (padded + 2)
 
 
-@njit(nogil=True)
-def last_positions(head_dim, padded, work):
-    """Return the rows' last positions, int32 [ROWS]."""
-    at = places(head_dim, padded)[3] + 3 * ROWS
-    return work[at : at + ROWS].view(np.int32)
+@inner
+def last_positions(head_dim, padded):
+    """Return where the rows' last positions begin, the bits of int32 [ROWS]."""
+    return places(head_dim, padded)[3] + 3 * ROWS
 
 
-@njit(nogil=True)
+@inner
 def first_seen(position, window):
     """Return the first position that a token sees: `window` of them, its own the last."""
     return max(position - window + 1, 0)
 
 
-@njit(nogil=True)
+@inner
 def _sees(position, window, start):
     """Return whether a token sees anything of the page of positions start, ..."""
     return start <= position and first_seen(position, window) < start + PAGE
 
 
-@njit(nogil=True)
+@inner
 def _softmax(scores, low, count, best, scratch):
     """Turn PAGE scores into weights e^(score - max), 0 before `low` and from `count` on.
 
@@ -88,56 +87,60 @@ def _softmax(scores, low, count, best, scratch):
     return best, (scratch[0] + scratch[2]) + (scratch[1] + scratch[3])
 
 
-@njit(nogil=True)
-def _page(rows, first, start, keys, values, page, ahead, head, positions, window, work):
+@inner
+def _page(tile, rows, first, start, keys, values, page, ahead, head, lasts, window, work):
     """Attend with 1, 2, 3, 4 or 6 rows to what each sees of the page of positions start, ..."""
     head_dim, padded = keys.shape[2], values.shape[3]
     scores, totals, _, best = places(head_dim, padded)
     weight, shrink, scratch = best + ROWS, best + 2 * ROWS, work[best + 4 * ROWS :]
     row_scores, shrinks = scores + first * PAGE, shrink + first
-    score_rows(rows, work, keys, page, ahead, head, first * head_dim, row_scores)
+    score_rows(tile, rows, work, keys, page, ahead, head, first * head_dim, row_scores)
     common = PAGE
     for r in range(first, first + rows):
-        count = min(positions[r] - start + 1, PAGE)
+        position = bits_of(work[lasts + r])
+        count = min(position - start + 1, PAGE)
         common = min(common, count)
         row = work[scores + r * PAGE : scores + (r + 1) * PAGE]
-        low = first_seen(positions[r], window) - start
+        low = first_seen(position, window) - start
         new, added = _softmax(row, low, count, work[best + r], scratch)
         factor = exp32(work[best + r] - new)
         work[weight + r] = fma32(work[weight + r], factor, added)
         work[shrink + r], work[best + r] = factor, new
     row_totals = totals + first * padded
     add_values(
-        rows, work, values, page, ahead, head, row_scores, row_totals, shrinks, 0, common
+        tile, rows, work, values, page, ahead, head, row_scores, row_totals, shrinks, 0, common
     )  # fmt: skip
     for r in range(first, first + rows):  # in a prompt, a token sees more than those before it
-        count = min(positions[r] - start + 1, PAGE)
+        count = min(bits_of(work[lasts + r]) - start + 1, PAGE)
         if count > common:
             work[shrink + r] = np.float32(1.0)
             add_values(
-                1, work, values, page, page, head, scores + r * PAGE, totals + r * padded,
+                tile, 1, work, values, page, page, head, scores + r * PAGE, totals + r * padded,
                 shrink + r, common, count,
             )  # fmt: skip
 
 
-@njit(nogil=True)
-def walk_span(rows, keys, values, head, pages, span, first, final, window, work):
+@inner
+def walk_span(tile, rows, keys, values, head, pages, span, first, final, window, work):
     """Attend with rows of one sequence and KV head to the pages of one span, from nothing.
 
     The pages go from `first` to `final`, the first and the last that any row sees.
     """
     head_dim, padded = keys.shape[2], values.shape[3]
-    positions = last_positions(head_dim, padded, work)
+    lasts = last_positions(head_dim, padded)
     _, totals, _, best = places(head_dim, padded)
-    work[totals : totals + rows * padded] = np.float32(0.0)
-    work[best : best + rows] = _MASKED
-    work[best + ROWS : best + ROWS + rows] = np.float32(0.0)
+    for i in range(totals, totals + rows * padded):  # loops: numba takes seconds to compile slices
+        work[i] = np.float32(0.0)
+    for r in range(best, best + rows):
+        work[r], work[r + ROWS] = _MASKED, np.float32(0.0)
     for number in range(max(span * SPAN, first), min(span * SPAN + SPAN, final + 1)):
         page, ahead = pages[number], pages[min(number + 1, final)]
         start, r = number * PAGE, 0
         while r < rows:
             left = 0  # rows from r on that see something of this page
-            while r + left < rows and left <= 9 and _sees(positions[r + left], window, start):
+            while r + left < rows and left <= 9:
+                if not _sees(bits_of(work[lasts + r + left]), window, start):
+                    break
                 left += 1
             if left == 0:
                 r += 1
@@ -145,20 +148,21 @@ def walk_span(rows, keys, values, head, pages, span, first, final, window, work)
             together = left
             if left > 4:
                 together = 6 if left == 6 or left >= 9 else (left + 1) // 2
-            _page(together, r, start, keys, values, page, ahead, head, positions, window, work)
+            _page(tile, together, r, start, keys, values, page, ahead, head, lasts, window, work)
             ahead = page  # fetched once is enough
             r += together
 
 
-@njit(nogil=True)
+@inner
 def keep_span(found, row, head_dim, padded, work):
     """Copy what a row found in a span to found [Hd' + 2]."""
     _, totals, _, best = places(head_dim, padded)
-    found[:padded] = work[totals + row * padded : totals + (row + 1) * padded]
+    for d in range(padded):
+        found[d] = work[totals + row * padded + d]
     found[padded], found[padded + 1] = work[best + row], work[best + ROWS + row]
 
 
-@njit(nogil=True)
+@inner
 def add_span(found, total, best, weight):
     """Add what a row found in a span to what it found in those before; found [Hd' + 2]."""
     size = total.shape[0]

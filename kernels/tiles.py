@@ -6,25 +6,25 @@ a row's bits don't depend on its company.
 
 from __future__ import annotations
 
+from functools import cache
+
 import llvmlite.ir as ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from tpimpi.kernels.emit import (
     HAS_AVX512,
     I64,
     LANES,
     VECTOR,
+    Outlined,
     broadcast,
-    call_one_of,
     emit_loop,
     emit_prefetch,
     fma,
-    outlined,
     pointer,
     splat,
 )  # fmt: skip
+from tpimpi.kernels.functions import call_function, function_address
+from tpimpi.kernels.variants import inner
 
 PAGE = 64  # positions in a page
 _WIDTH = 4 if HAS_AVX512 else 1  # vectors a row, so that 6 rows of sums stay in registers
@@ -147,69 +147,51 @@ def _emit_values(rows: int):
     return emit
 
 
-_SCORES = {rows: outlined(f"tpimpi_scores_{rows}", 5, _emit_scores(rows)) for rows in TOGETHER}
-_VALUES = {rows: outlined(f"tpimpi_values_{rows}", 8, _emit_values(rows)) for rows in TOGETHER}
+_SCORES, _VALUES = 0, 8  # added to a number of rows: what `tile` is to do
 
 
-def _place(context, builder, kind, value, at):
-    """Return the address of element `at` of a flat float32 array."""
-    data = builder.ptrtoint(context.make_array(kind)(context, builder, value).data, I64)
-    return builder.add(data, builder.mul(at, ir.Constant(I64, 4)))
+def tile() -> int:
+    """Return the address of the code for all numbers of rows together."""
+    return function_address("attention_tiles", _tiles())
 
 
-def _page_of(context, builder, kind, value, page, head):
-    """Return the address of one head's part of a page, of a 4-d array."""
-    array = context.make_array(kind)(context, builder, value)
-    strides = cgutils.unpack_tuple(builder, array.strides, 4)
-    offset = builder.add(builder.mul(page, strides[0]), builder.mul(head, strides[1]))
-    return builder.add(builder.ptrtoint(array.data, I64), offset)
+@cache
+def _tiles() -> dict[int, Outlined]:
+    scores = {_SCORES + r: Outlined(f"scores_{r}", 5, _emit_scores(r)) for r in TOGETHER}
+    return scores | {_VALUES + r: Outlined(f"values_{r}", 8, _emit_values(r)) for r in TOGETHER}
 
 
-def _emit_tile(context, builder, sig, args, functions, axis, rest=()):
-    """Emit the call for some rows; shape[axis] of the pages is a factor's or a total's size."""
-    rows, memory, pool, page, ahead, head, factors, result = args
-    kind, pages = sig.args[1], sig.args[2]
-    shape = context.make_array(pages)(context, builder, pool).shape
-    arguments = [
-        _place(context, builder, kind, memory, factors),
-        _page_of(context, builder, pages, pool, page, head),
-        _page_of(context, builder, pages, pool, ahead, head),
-        _place(context, builder, kind, memory, result),
-        cgutils.unpack_tuple(builder, shape, 4)[axis],
-        *rest,
-    ]
-    call_one_of(builder, rows, functions, arguments)
-    return context.get_dummy_value()
+@inner
+def _part(pages, page, head):
+    """Return where one head's part of a page begins."""
+    return pages.ctypes.data + page * pages.strides[0] + head * pages.strides[1]
 
 
-@intrinsic
-def score_rows(typing_context, rows, work, keys, page, ahead, head, q, scores):
+@inner
+def score_rows(tile, rows, work, keys, page, ahead, head, q, scores):
     """scores[r] = q[r] k for r < rows, one of TOGETHER; k is keys[page, head] [Hd, PAGE].
 
     q, scores: where rows [., Hd] and [., PAGE] begin in `work`; `ahead`: the page to fetch.
     """
+    here = work.ctypes.data
+    call_function(
+        tile, _SCORES + rows, here + 4 * q, _part(keys, page, head), _part(keys, ahead, head),
+        here + 4 * scores, keys.shape[2], 0, 0, 0, 0, 0,
+    )  # fmt: skip
 
-    def codegen(context, builder, sig, args):
-        return _emit_tile(context, builder, sig, args, _SCORES, 2)
 
-    i = types.intp
-    return types.void(i, work, keys, i, i, i, i, i), codegen
-
-
-@intrinsic
+@inner
 def add_values(
-    typing_context, rows, work, values, page, ahead, head, weights, total, shrink, start, stop
+    tile, rows, work, values, page, ahead, head, weights, total, shrink, start, stop
 ):  # fmt: skip
     """total[r] = total[r] shrink[r] + the sum of weights[r, p] v[p], start <= p < stop, in order.
 
     For r < rows, one of TOGETHER; v is values[page, head] [PAGE, Hd']. weights [., PAGE],
     total [., Hd'], shrink [.]: where they begin in `work`; `ahead`: the page to fetch.
     """
-
-    def codegen(context, builder, sig, args):
-        *common, shrink_at, first, last = args
-        rest = _place(context, builder, sig.args[1], args[1], shrink_at), first, last
-        return _emit_tile(context, builder, sig, common, _VALUES, 3, rest)
-
-    i = types.intp
-    return types.void(i, work, values, i, i, i, i, i, i, i, i), codegen
+    here = work.ctypes.data
+    call_function(
+        tile, _VALUES + rows, here + 4 * weights, _part(values, page, head),
+        _part(values, ahead, head), here + 4 * total, values.shape[3], here + 4 * shrink, start,
+        stop, 0, 0,
+    )  # fmt: skip

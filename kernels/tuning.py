@@ -10,7 +10,7 @@ import numpy as np
 from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.pages import huge_pages
 from tpimpi.kernels.panels import ROWS
-from tpimpi.kernels.tiling import SIZES, Key, Tiling, candidates
+from tpimpi.kernels.tiling import SIZES, Tiling, candidates
 from tpimpi.kernels.widening import WIDENINGS
 
 _COLUMNS = 2048

@@ -17,6 +17,8 @@ from typing import Any
 
 from numba import cfunc, njit, types
 
+# For what only kernels call: without the wrappers by which Python would call it.
+inner = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 MANY = 32  # tokens from which a second thread pays for work of about a microsecond a token
 
 _compiled: dict[tuple, Callable] = {}
@@ -51,20 +53,19 @@ def _nothing(*_) -> None:
 
 def address(body: Callable, name: str, signature: Any) -> int:
     """Return the address of `body` compiled as a C function, which kernels are given to call."""
-    full = f"{name}{body.__name__}"
-    function = _functions.get(full)
+    function = _functions.get(name)
     if function is None:
-        compiling = partial(_compile_function, body, full, signature)
+        compiling = partial(_compile_function, body, name, signature)
         if _recipes is not None:
-            _recipes[full] = compiling
+            _recipes[name] = compiling
             return 0
-        function = _functions[full] = compiling()
+        function = _functions[name] = compiling()
     return function.address
 
 
-def _compile_function(body: Callable, full: str, signature: Any) -> Any:
-    function = FunctionType(body.__code__, body.__globals__, full)
-    function.__qualname__ = full
+def _compile_function(body: Callable, name: str, signature: Any) -> Any:
+    function = FunctionType(body.__code__, body.__globals__, name)
+    function.__qualname__ = name
     return cfunc(signature, cache=True)(function)
 
 

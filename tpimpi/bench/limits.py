@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tpimpi.comm.group import Group
 from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.pages import huge_pages
 from tpimpi.kernels.reading import read_memory
+from tpimpi.kernels.tiling import AHEADS
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.shards.shard import Shard
 from tpimpi.tape.tape import Tape
@@ -53,10 +55,16 @@ def node_of_each_rank(group: Group) -> list[int]:
 
 
 def memory_rates(group: Group, threads: int, repeats: int) -> np.ndarray:
-    """Return bytes/s of plain reads, far beyond the caches [ranks, repeats] (collective)."""
+    """Return bytes/s of plain reads, far beyond the caches [ranks, repeats] (collective).
+
+    The best of several ways to fetch ahead.
+    """
     data = np.frombuffer(huge_pages(MEMORY_BYTES), np.uint64)  # as resident weights lie
     data[...] = 1
-    return data.nbytes / _seconds(group, repeats, lambda: read_memory(data, threads))
+    return _best(
+        data.nbytes / _seconds(group, repeats, partial(read_memory, data, threads, ahead))
+        for ahead in AHEADS
+    )
 
 
 def flop_rates(group: Group, threads: int, encoding: str, repeats: int) -> np.ndarray:
@@ -64,19 +72,19 @@ def flop_rates(group: Group, threads: int, encoding: str, repeats: int) -> np.nd
 
     The best of several shapes; a product counts 2 T N K.
     """
-    best = None
+    rates = []
     for tokens, rows, columns in PRODUCTS:
         x = np.ones((tokens, columns), np.float32)  # [T, K]
-        weights = ENCODINGS[encoding].zeros(rows, columns)  # [N, K]
+        panels = ENCODINGS[encoding].pack(ENCODINGS[encoding].zeros(rows, columns))
         out = np.empty((tokens, rows), np.float32)  # [T, N]
+        product = partial(matmul, x, [(panels, out)], threads, encoding)
+        rates.append(2 * tokens * rows * columns / _seconds(group, repeats, product))
+    return _best(rates)
 
-        def product(x=x, weights=weights, out=out):
-            matmul(x, weights, out, threads, encoding)
 
-        rates = 2 * tokens * rows * columns / _seconds(group, repeats, product)
-        if best is None or np.median(rates.sum(0)) > np.median(best.sum(0)):
-            best = rates
-    return best
+def _best(rates: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the rates [ranks, repeats] whose sum over the ranks is mostly the highest."""
+    return max(rates, key=lambda found: np.median(found.sum(0)))
 
 
 def allreduce_seconds(group: Group, tokens: int, hidden: int, repeats: int) -> np.ndarray:

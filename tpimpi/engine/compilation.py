@@ -1,8 +1,9 @@
 """Compile kernels into numba's cache, and measure which tiles are fast on this machine.
 
-Child processes do it, on all cores, each kernel in one of them. The compiler needs more memory than many models' plans have, and what it took once stays in a
-process's peak: so processes compile that then end. Each finds out which kernels there are by
-calling them, and compiles those that its parent names, one line at a time.
+Child processes do it, on all cores, each kernel in one of them. The compiler needs more memory than
+many models' plans have, and what it took once stays in a process's peak: so processes compile that
+then end. Each finds out which kernels there are by calling them, and compiles those that its parent
+names, one line at a time. When all are compiled one of them measures, while nothing else runs.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ are planned once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.norm import rmsnorm
 from tpimpi.kernels.rope import rope, rope_tables
 from tpimpi.model.config import ModelConfig
-from tpimpi.model.encoding import ENCODINGS, ROWS
+from tpimpi.model.encoding import ROWS
 from tpimpi.model.partition import Partition
 from tpimpi.shards.shard import Shard
 from tpimpi.tape.tape import Tape
@@ -121,12 +122,14 @@ class Model:
         x [T, D] gives keys and values, chosen [n, D] = x[selection] the queries.
         """
         tokens, count, head_dim = len(x), len(chosen), self.config.head_dim
+        q, k, v = self.buffers.q, self.buffers.k, self.buffers.v
         h = self._norm(layer.attention_norm, chosen)  # [n, D]
-        q = self._project(layer.q, h, self.buffers.q)  # [n, H_loc Hd]
-        if chosen is not x:
+        if chosen is x:
+            q, k, v = self._project((layer.q, layer.k, layer.v), h, (q, k, v))  # [T, . Hd]
+        else:
+            (q,) = self._project((layer.q,), h, (q,))  # [n, H_loc Hd]
             h = self._norm(layer.attention_norm, x)  # [T, D]
-        k = self._project(layer.k, h, self.buffers.k)  # [T, K_loc Hd]
-        v = self._project(layer.v, h, self.buffers.v)  # [T, K_loc Hd]
+            k, v = self._project((layer.k, layer.v), h, (k, v))  # [T, K_loc Hd]
         attended = self.buffers.attended[:count]  # [n, H_loc Hd]
         if self._heads:
             self._norm_heads(layer.q_norm, q)
@@ -152,8 +155,9 @@ class Model:
     def _feed_forward(self, layer: Layer, x: np.ndarray) -> np.ndarray:
         """Return the MLP half of a layer, summed over all ranks [T, D]."""
         h = self._norm(layer.mlp_norm, x)  # [T, D]
-        gate = self._project(layer.gate, h, self.buffers.gate)  # [T, F_loc]
-        up = self._project(layer.up, h, self.buffers.up)  # [T, F_loc]
+        gate, up = self._project(
+            (layer.gate, layer.up), h, (self.buffers.gate, self.buffers.up)
+        )  # [T, F_loc]
         silu_gate(gate, up, self._threads)  # [T, F_loc]
         partial = self._product(layer.down, gate, self.buffers.partial)  # [T, D]
         self._group.allreduce(partial)  # 2nd sum of the layer
@@ -179,9 +183,31 @@ class Model:
             heads = x.reshape(-1, self.config.head_dim)  # [T H, Hd]
             rmsnorm(heads, weight, self.config.rms_norm_eps, heads, self._threads)
 
-    def _project(self, matrix: Projection, x: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Multiply x [T, K] by this rank's rows of a matrix and add its bias: [T, N_loc]."""
-        return matrix.add_bias(self._product(matrix, x, out))
+    def _project(
+        self, matrices: Sequence[Projection], x: np.ndarray, outs: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Multiply x [T, K] by this rank's rows of matrices and add their biases: [T, N_loc] each.
+
+        Those that lie in memory are multiplied in one call.
+        """
+        kept = self._kept(matrices) if len(x) else None
+        if kept is None:
+            outs = [self._product(m, x, out) for m, out in zip(matrices, outs, strict=True)]
+        else:
+            outs = [out[: len(x)] for out in outs]
+            pairs = list(zip(kept, outs, strict=True))
+            matmul(x, pairs, self._threads, matrices[0].encoding)
+        return [matrix.add_bias(out) for matrix, out in zip(matrices, outs, strict=True)]
+
+    def _kept(self, matrices: Sequence[Projection]) -> list[np.ndarray] | None:
+        """Take the tape's next matrices at once where all lie in memory, in the same encoding."""
+        if self.failure is not None or len({matrix.encoding for matrix in matrices}) > 1:
+            return None
+        try:
+            return self._tape.take_kept([matrix.name for matrix in matrices])
+        except Exception as error:
+            self.failure = error
+            return None
 
     def _product(self, matrix: Projection, x: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Multiply x [T, K] by the tape's next matrix [N, K], tile by tile, into out [:T, N].
@@ -196,9 +222,7 @@ class Model:
             for row, panels in self._tape.take(matrix.name) if self.failure is None else ():
                 rows = min(row + len(panels) * ROWS, out.shape[1])
                 if len(x):
-                    encoding = ENCODINGS[matrix.encoding]
-                    weights = encoding.unpack(panels, rows - row, x.shape[1])  # [N', K]
-                    matmul(x, weights, out[:, row:rows], self._threads, matrix.encoding)
+                    matmul(x, [(panels, out[:, row:rows])], self._threads, matrix.encoding)
         except (OSError, MemoryError) as error:
             self.failure = MachineError(describe(error))
         except Exception as error:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tpimpi.errors import MachineError
 from tpimpi.kernels.attention import PAGE as PAGE_TOKENS
-from tpimpi.kernels.vector import LANES
+from tpimpi.kernels.emit import LANES
 from tpimpi.memory.account import pages_held
 
 

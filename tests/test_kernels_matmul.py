@@ -1,0 +1,220 @@
+"""Products over panels against NumPy, and the same bits in whatever company and by whatever tiles."""
+
+import numpy as np
+import pytest
+
+from tpimpi.kernels import panels, reference, tiling, tuning, widening
+from tpimpi.kernels.matmul import BATCH, MATRICES, matmul, scratch_floats
+from tpimpi.model.encoding import ENCODINGS, ROWS
+
+RANDOM = np.random.default_rng(7)
+
+
+def normal(*shape):
+    return RANDOM.standard_normal(shape, dtype=np.float32)
+
+
+def packed(values, encoding):
+    """Return a matrix [N, K] as panels, and the numbers that these hold, as float32."""
+    kind = ENCODINGS[encoding]
+    raw = kind.narrow(values)
+    return kind.pack(raw), kind.widen(raw)
+
+
+def bits(array):
+    return array.view(np.uint32)
+
+
+def in_order(x, w):
+    """Return x w.T by the documented order, in NumPy: each product and sum rounded once.
+
+    Chunks of CHUNK columns in sequence from zero, then the chunks in sequence. A float64 holds the
+    product of two float32 exactly; with numbers of few bits, also the sum with a third.
+    """
+    total = np.zeros((len(x), len(w)), np.float32)
+    for start in range(0, x.shape[1], panels.CHUNK):
+        chunk = np.zeros_like(total)
+        for k in range(start, min(start + panels.CHUNK, x.shape[1])):
+            exact = np.multiply.outer(x[:, k].astype(np.float64), w[:, k].astype(np.float64))
+            chunk = (chunk + exact).astype(np.float32)
+        total += chunk
+    return total
+
+
+def test_the_rows_of_a_panel_are_the_same_everywhere():
+    assert panels.ROWS == ROWS
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_matmul(encoding, threads):
+    for tokens, rows, columns in [
+        (1, 1, 1), (1, 5, 7), (2, 3, 16), (3, 17, 64), (5, 4, 31), (7, 33, 50), (13, 3, 40),
+        (70, 41, 129), (4, 9, 0), (0, 4, 8), (3, 0, 8), (1, 64, 4096), (40, 1, 1), (20, 9, 0),
+        (33, 0, 8), (131, 70, 2085), (25, 16, 256), (2, 81, 257), (BATCH + 3, 35, 511),
+    ]:  # fmt: skip
+        x = normal(tokens, columns)
+        w, wide = packed(normal(rows, columns), encoding)
+        full = np.full((tokens, rows + 3), np.float32(7))  # the output's rows may be strided
+        twin = np.zeros((tokens, rows), np.float32)
+        matmul(x, [(w, full[:, 1 : rows + 1])], threads, encoding)
+        reference.matmul(x, wide, twin)
+        np.testing.assert_allclose(full[:, 1 : rows + 1], twin, atol=2e-5 * (columns + 1) ** 0.5)
+        assert (full[:, 0] == 7).all() and (full[:, rows + 1 :] == 7).all()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_elements_are_summed_in_the_documented_order(encoding):
+    """Numbers of 8 bits: a product has 16, and float64 adds it to a float32 without rounding."""
+
+    def short(*shape):
+        return (bits(normal(*shape)) & 0xFFFF0000).view(np.float32)
+
+    for columns in (1, 255, 256, 257, 700):
+        x, values = short(9, columns), short(21, columns)
+        w, wide = packed(values, encoding)
+        wide = (bits(wide) & 0xFFFF0000).view(np.float32) if encoding == "f32" else wide
+        out = np.empty((9, 21), np.float32)
+        matmul(x, [(w, out)], 1, encoding)
+        assert (bits(out) == bits(in_order(x, wide))).all(), columns
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("columns", [1, 15, 203, 1024, 2115])
+def test_bits_do_not_depend_on_company(encoding, columns):
+    """One token alone is the measure: no batch, tile or number of threads changes a bit of it."""
+    tokens, rows = BATCH + 23, 65
+    x = normal(tokens, columns)
+    w, _ = packed(normal(rows, columns), encoding)
+    alone = np.empty((tokens, rows), np.float32)
+    for t in range(tokens):
+        matmul(x[t : t + 1], [(w, alone[t : t + 1])], 1, encoding)
+    counts = {*range(1, 27), 48, 49, 64, BATCH - 1, BATCH, BATCH + 1, tokens}
+    for threads in (1, 2, 3):
+        for count in counts:
+            part = np.empty((count, rows), np.float32)
+            matmul(x[-count:], [(w, part)], threads, encoding)
+            assert (bits(part) == bits(alone[-count:])).all(), (count, threads)
+    for step in (1, 2, 3, 5):  # panels of a tile of the tape
+        for count in (1, 7, tokens):
+            tiled = np.empty((count, rows), np.float32)
+            for panel in range(0, len(w), step):
+                row = panel * ROWS
+                part = w[panel : panel + step]
+                matmul(x[:count], [(part, tiled[:, row : row + step * ROWS])], 2, encoding)
+            assert (bits(tiled) == bits(alone[:count])).all(), (count, step)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bits_do_not_depend_on_the_tiles(threads):
+    columns, rows = 300, 85
+    w, _ = packed(normal(rows, columns), "bf16")
+    for tokens in (1, 2, 3, 6, 7, 24, 25, 61):
+        x = normal(tokens, columns)
+        usual = np.empty((tokens, rows), np.float32)
+        matmul(x, [(w, usual)], 1, "bf16")
+        for side, most in panels.TILES:
+            for ahead in tiling.AHEADS:
+                out = np.empty((tokens, rows), np.float32)
+                how = tiling.Tiling(side, most, ahead)
+                matmul(x, [(w, out)], threads, "bf16", how)
+                assert (bits(out) == bits(usual)).all(), (tokens, how)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 5, BATCH + 1])
+def test_several_matrices_in_one_call(threads, tokens):
+    columns, sizes = 77, (33, 0, 130)
+    x = normal(tokens, columns)
+    matrices = [packed(normal(rows, columns), "f16")[0] for rows in sizes]
+    for count in range(1, MATRICES + 1):
+        outs = [np.full((tokens, rows), np.float32(np.nan)) for rows in sizes[:count]]
+        matmul(x, list(zip(matrices, outs, strict=False)), threads, "f16")
+        for w, out in zip(matrices, outs, strict=False):
+            alone = np.empty_like(out)
+            matmul(x, [(w, alone)], 1, "f16")
+            assert (bits(out) == bits(alone)).all()
+
+
+def test_the_error_is_small_where_many_columns_are_summed():
+    """Below that of NumPy's own product: 28672 columns are what a 70B model sums."""
+    x, values = normal(3, 28672), normal(32, 28672)
+    w, wide = packed(values, "f32")
+    out = np.empty((3, 32), np.float32)
+    matmul(x, [(w, out)], 1, "f32")
+    exact = x.astype(np.float64) @ wide.T.astype(np.float64)
+    size = np.sqrt(np.mean(exact**2))
+    error = np.sqrt(np.mean((out - exact) ** 2)) / size
+    assert error < 5e-7, error  # 16 lanes: 8e-7, one chain: 3e-6
+
+
+@pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
+def test_specials_touch_only_their_own_row(special):
+    x = normal(40, 37)
+    w, _ = packed(normal(9, 37), "f32")
+    expected, out = np.empty((40, 9), np.float32), np.empty((40, 9), np.float32)
+    matmul(x, [(w, expected)], 1, "f32")
+    x[17, 36] = special
+    matmul(x, [(w, out)], 1, "f32")
+    assert not np.isfinite(out[17]).any()
+    assert (np.delete(out, 17, 0) == np.delete(expected, 17, 0)).all()
+
+
+def test_bf16_specials():
+    raw = np.array([[0x7F80, 0, 0], [0xFF80, 0, 0], [0x0001, 0, 0], [0x8000, 0, 0]], np.uint16)
+    out = np.empty((1, 4), np.float32)
+    matmul(np.ones((1, 3), np.float32), [(ENCODINGS["bf16"].pack(raw), out)], 1, "bf16")
+    assert out[0, 0] == np.inf and out[0, 1] == -np.inf and out[0, 3] == 0
+    assert out[0, 2] == np.array([0x00010000], np.uint32).view(np.float32)[0]
+
+
+def test_an_encoding_is_what_its_panels_bytes_say(monkeypatch):
+    """A byte of header, then bf16 a column at a time: nothing but the entry knows of it."""
+    plain = widening.WIDENINGS["bf16"]
+
+    def load(builder, panel, column):
+        return plain.load(builder, builder.add(panel, panel.type(1)), column)
+
+    headed = widening.Widening(load, plain.column_bytes, plain.rows)
+    monkeypatch.setitem(widening.WIDENINGS, "headed", headed)
+    x = normal(11, 333)
+    w, _ = packed(normal(75, 333), "bf16")
+    with_header = np.concatenate([np.full((len(w), 1), 0xA5, np.uint8), w], axis=1)
+    for threads in (1, 2):
+        for tokens in (1, 4, 11):
+            expected, out = np.empty((2, tokens, 75), np.float32)
+            matmul(x[:tokens], [(w, expected)], threads, "bf16")
+            matmul(x[:tokens], [(with_header, out)], threads, "headed")
+            assert (bits(out) == bits(expected)).all()
+
+
+def test_scratch_is_as_large_as_told():
+    """The planner counts on it: for one token nothing is laid out."""
+    assert scratch_floats(1, 1 << 20, 1) == tiling.MOST_SIDE * ROWS
+    assert scratch_floats(BATCH, 64, 2) == scratch_floats(4 * BATCH, 64, 2)
+    assert scratch_floats(2, 64, 2) == 2 * (2 * tiling.MOST_SIDE * ROWS + 64)
+
+
+def test_tilings_are_measured_kept_and_used():
+    measured = tuning.measure("bf16", 1)
+    assert set(measured) == set(tiling.SIZES)
+    for size, how in measured.items():
+        assert how in tiling.candidates(size)
+    fields = tuning.to_json(measured)
+    assert tuning.from_json(fields) == measured
+    for wrong in ({"x": [1, 2, 3]}, {"1": 5}, {"1": [1, 2]}, [1, 2]):
+        with pytest.raises(ValueError):
+            tuning.from_json(wrong)
+    assert tuning.from_json({"1": [99, 99, 99], "3": [1, 6, 0]}) == {}
+
+
+def test_sizes_between_go_by_the_next_larger(monkeypatch):
+    monkeypatch.setattr(tiling, "_measured", {})
+    monkeypatch.setattr(tiling, "_chosen", {})
+    guess = tiling.tiling_for(3, 1, "bf16")
+    assert guess == tiling.candidates(4)[0]
+    other = tiling.candidates(4)[-1]
+    tiling.use({("bf16", False): {4: other}})
+    assert tiling.tiling_for(3, 1, "bf16") == tiling.tiling_for(4, 1, "bf16") == other
+    assert tiling.tiling_for(3, 2, "bf16") == guess
+    assert tiling.tiling_for(5000, 1, "bf16") == tiling.candidates(64)[0]
