@@ -1,4 +1,4 @@
-"""Products over panels against NumPy, and the same bits in whatever company and by whatever tiles."""
+"""Products over panels against NumPy: the same bits in whatever company, by whatever tiles."""
 
 import numpy as np
 import pytest
