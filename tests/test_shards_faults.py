@@ -261,6 +261,17 @@ def test_a_full_disk_is_told_with_what_is_needed_and_keeps_nothing(tmp_path, mon
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_a_full_disk_would_need_counts_whole_panels(tmp_path, monkeypatch):
+    """Where not even the file's structures have room, so that no length tells."""
+    monkeypatch.setattr(writer_module, "_create", full)
+    with pytest.raises(MachineError) as caught:
+        begin(tmp_path / "shard.h5")
+    padded = [(n + 15) // 16 * 16 * k if p.streamed else n * k for p in PIECES
+              for n, k in [(*p.shape, 1)[:2]]]  # fmt: skip
+    assert sum(padded) > sum(p.size for p in PIECES)
+    assert f"needs {round(2 * sum(padded) / 1024)} KiB" in str(caught.value)
+
+
 def test_hashes_that_a_full_disk_does_not_take_leave_nothing(references, tmp_path, monkeypatch):
     config = ModelConfig.from_directory(references / "yi")
     checkpoint = Checkpoint(references / "yi", config)

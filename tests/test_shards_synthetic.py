@@ -27,6 +27,7 @@ def test_every_rank_holds_its_slices_of_one_model(comm, shared_tmp, shape, encod
     made = source(group, shared_tmp, shape, encoding)
     shard, written = made.shard(group)
     assert written and not made.sparse
+    assert made.nbytes == sum(tensor.nbytes for tensor in shard.tensors)
     config = made.config
     weights, kind = RandomWeights(config.hidden_size, ENCODINGS[encoding]), ENCODINGS[encoding]
     whole = {p.source: p for p in pieces(config, Partition.of(config, [1]).ranks[0])}

@@ -41,6 +41,9 @@ class FlatFile:
     def __getitem__(self, name):
         return self._tensors[name]
 
+    def add(self, tensor):
+        self._tensors[tensor.name] = tensor
+
 
 @pytest.fixture
 def shard(tmp_path):
@@ -127,6 +130,19 @@ def test_nothing_is_taken_at_once_while_a_tensor_is_under_way(shard, kept):
             for _ in tape.take(name):
                 pass
     lap(tape, shard)
+    tape.close()
+
+
+def test_a_tensor_without_rows_is_taken_at_once_unless_it_is_under_way(shard):
+    names = ("nothing", *NAMES)
+    shard.add(StoredTensor("nothing", "bf16", (0, COLUMNS), 0, in_panels=True))
+    tape = Tape(shard, names, RESIDENT["resident"], 0)
+    assert not list(tape.take("nothing"))
+    lap(tape, shard)
+    parts = tape.take("nothing")
+    assert tape.take_kept(names) is None and not list(parts)
+    lap(tape, shard)
+    assert [len(panels) for panels in tape.take_kept(names)] == [0, *[PANELS] * 3]
     tape.close()
 
 

@@ -81,7 +81,7 @@ class Encoding:
                 flat[: len(part), : part.shape[1]] = part
                 beside = tile[: len(into), :, : part.shape[1]].transpose(0, 2, 1)  # [P', K', ROWS]
                 into[:, start : start + width] = beside
-        return panels.view(np.uint8).reshape(len(panels), self.panel_bytes(columns))
+        return panels.view(np.uint8).reshape(len(panels), self.nbytes(columns, ROWS))
 
     def unpack(self, panels: np.ndarray, rows: int, columns: int) -> np.ndarray:
         """Return the first raw rows [n, K] of panels, uint8 [P, panel_bytes]."""
