@@ -24,7 +24,7 @@ from tpimpi.kernels.softmax import (
     work_floats,
 )  # fmt: skip
 from tpimpi.kernels.tiles import PAGE, tile
-from tpimpi.kernels.variants import MANY, Kernel, inner
+from tpimpi.kernels.variants import Kernel, inner
 
 EVERYTHING = 1 << 40  # a window beyond every context
 _FEW = 4  # groups of pairs a thread below which spans are cut
@@ -277,37 +277,3 @@ def attention(
         _KERNEL.serial(
             tile(), q, keys, values, table, positions, slots, out, kv_index, scale, window, memory
         )
-
-
-@inner
-def _append_some(k, v, keys, values, table, positions, slots, first, last):
-    """Write the tokens first .. last - 1."""
-    _, heads, head_dim = k.shape
-    for t in range(first, last):
-        page, at = table[slots[t], positions[t] // PAGE], positions[t] % PAGE
-        for h in range(heads):
-            for d in range(head_dim):
-                keys[page, h, d, at] = k[t, h, d]
-                values[page, h, at, d] = v[t, h, d]
-
-
-def _append_serial(k, v, keys, values, table, positions, slots):
-    _append_some(k, v, keys, values, table, positions, slots, 0, k.shape[0])
-
-
-def _append_parallel(k, v, keys, values, table, positions, slots, threads):
-    tokens = k.shape[0]
-    for part in prange(threads):
-        first, last = tokens * part // threads, tokens * (part + 1) // threads
-        _append_some(k, v, keys, values, table, positions, slots, first, last)
-
-
-_APPEND = Kernel("append_kv", _append_serial, _append_parallel, _F3, _F3, _F4, _F4, _I2, _I1, _I1)
-
-
-def append_kv(k, v, keys, values, table, positions, slots, threads) -> None:
-    """Write k, v [T, K, Hd] to their places in the pages (shapes as for `attention`)."""
-    if threads > 1 and len(k) >= MANY:
-        _APPEND.parallel(k, v, keys, values, table, positions, slots, threads)
-    else:
-        _APPEND.serial(k, v, keys, values, table, positions, slots)

@@ -1,5 +1,6 @@
 """Compiling: on all cores, each kernel once, from the right sources; told when it fails."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -8,15 +9,16 @@ import pytest
 from tpimpi.comm.group import Group
 from tpimpi.engine import compilation, warmup
 from tpimpi.errors import MachineError
+from tpimpi.kernels import tiling, tuning
 
-KERNELS = {"matmul_f16_few", "matmul_f16_many", "attention", "append_kv_append", "rmsnorm",
-           "rope", "silu_gate"}  # fmt: skip
+KERNELS = {"tiles_f16", "matmul_serial", "attention_tiles", "attention_serial", "rmsnorm_serial",
+           "append_kv_serial", "rope_serial", "silu_gate_serial"}  # fmt: skip
 
 
 def test_long_kernels_come_first_and_variants_stay_together():
-    names = ["rope_serial", "matmul_bf16_few_serial", "attention_serial", "rope_parallel"]
+    names = ["rope_serial", "tiles_bf16", "attention_serial", "rope_parallel", "tiles_f16"]
     assert compilation._jobs(names) == [
-        ["attention_serial"], ["matmul_bf16_few_serial"], ["rope_serial", "rope_parallel"],
+        ["attention_serial"], ["tiles_bf16"], ["tiles_f16"], ["rope_serial", "rope_parallel"],
     ]  # fmt: skip
 
 
@@ -33,11 +35,23 @@ def test_cold_cache(monkeypatch, tmp_path, capfd):
     compilation.compile_missing(["f16"], [1], {0, 1}, True)
     written = [path.name for path in (tmp_path / "cache").rglob("*.nb?")]
     modules = {name.split(".")[1].split("-")[0] for name in written}
-    assert modules == {f"{kernel}_serial" for kernel in KERNELS - {"attention"}}
+    assert modules == {name for name in KERNELS if not name.startswith("attention")}
     assert len(written) == 2 * len(modules)  # an index and one signature each
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tpimpi: ")]
     assert "tpimpi: compiling kernels for this CPU, once: 1 of 6 kernels" in lines
-    assert lines[-1] == "tpimpi: compiling kernels for this CPU, once: 6 of 6 kernels"
+    assert "tpimpi: compiling kernels for this CPU, once: 6 of 6 kernels" in lines
+    assert lines[-1] == "tpimpi: measuring which tiles are fast: 1 of 1 kernels"
+    stamp = compilation._stamp(1, "f16")
+    measured = tuning.from_json(json.loads(stamp.read_text()))
+    assert set(measured) == set(tiling.SIZES)
+    compilation.use_tilings(["f16"], 1)
+    assert tiling.tiling_for(1, 1, "f16") == measured[1]
+    for text in ("", "[1]", '{"1": [0, 0, 0]}'):  # damaged: a guess will do
+        stamp.write_text(text)
+        monkeypatch.setattr(tiling, "_measured", {})
+        monkeypatch.setattr(tiling, "_chosen", {})
+        compilation.use_tilings(["f16"], 1)
+        assert tiling.tiling_for(1, 1, "f16") == tiling.candidates(1)[0]
 
     def no_more(*_, **__):
         raise AssertionError("a process was started")
@@ -92,7 +106,7 @@ def test_children_are_no_more_when_the_parent_is_interrupted(monkeypatch):
 
 def test_a_child_goes_when_its_parent_has_gone():
     with compilation._Child([(1, "f16")], [0]) as child:
-        assert {name.removesuffix("_serial") for name in child.answer()} == KERNELS
+        assert set(child.answer()) == KERNELS
         child.give(["attention_serial"])
         child._process.stdin.close()  # as happens when a parent is killed
         assert child._process.wait(timeout=30) == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tpimpi.kernels import activation, attention, reference, scratch, softmax, variants
+from tpimpi.kernels import activation, append, attention, reference, scratch, softmax, variants
 
 RANDOM = np.random.default_rng(5)
 
@@ -29,7 +29,7 @@ def pages(head_dim, kv_heads, lengths):
         slots = np.full(length, slot, np.int32)
         k, v = normal(length, kv_heads, head_dim), normal(length, kv_heads, head_dim)
         twins = keys.copy(), values.copy()
-        attention.append_kv(k, v, keys, values, table, positions, slots, 2)
+        append.append_kv(k, v, keys, values, table, positions, slots, 2)
         reference.append_kv(k, v, *twins, table, positions, slots, 2)
         assert (twins[0] == keys).all() and (twins[1] == values).all()
     return keys, values, table
@@ -47,7 +47,7 @@ def test_append_kv_in_any_order(threads):
     k, v = normal(tokens, 2, 20), normal(tokens, 2, 20)
     keys, values = np.zeros((6, 2, 20, 64), np.float32), np.zeros((6, 2, 64, 32), np.float32)
     twins, table = (keys.copy(), values.copy()), np.array([[4, 0, 2], [1, 5, 3]], np.int32)
-    attention.append_kv(k, v, keys, values, table, positions, slots, threads)
+    append.append_kv(k, v, keys, values, table, positions, slots, threads)
     reference.append_kv(k, v, *twins, table, positions, slots, threads)
     assert (twins[0] == keys).all() and (twins[1] == values).all()
 

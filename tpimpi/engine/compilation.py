@@ -152,11 +152,9 @@ def _jobs(kernels: Iterable[str]) -> list[list[str]]:
     """Put the variants of a kernel together, as they share functions; the longest come first."""
     jobs: dict[str, list[str]] = {}
     for name in kernels:
-        jobs.setdefault(name.rpartition("_")[0], []).append(name)
+        jobs.setdefault(name.removesuffix("_serial").removesuffix("_parallel"), []).append(name)
     order = {name: LONG.index(word) for name in jobs for word in LONG if name.startswith(word)}
-    return sorted(
-        jobs.values(), key=lambda names: order.get(names[0].rpartition("_")[0], len(LONG))
-    )
+    return [jobs[name] for name in sorted(jobs, key=lambda name: order.get(name, len(LONG)))]
 
 
 class _Child:

@@ -18,7 +18,8 @@ from tpimpi.engine.kvcache import KVCache
 from tpimpi.engine.layers import Layer, Projection, layers_of, projection
 from tpimpi.errors import MachineError, describe
 from tpimpi.kernels.activation import silu_gate
-from tpimpi.kernels.attention import append_kv, attention
+from tpimpi.kernels.append import append_kv
+from tpimpi.kernels.attention import attention
 from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.norm import rmsnorm
 from tpimpi.kernels.rope import rope, rope_tables

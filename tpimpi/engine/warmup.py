@@ -90,7 +90,8 @@ def call_kernels(encodings: Iterable[str], threads: int) -> None:
 def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None]:
     """Call one kernel after another."""
     from tpimpi.kernels.activation import silu_gate
-    from tpimpi.kernels.attention import PAGE, append_kv, attention
+    from tpimpi.kernels.append import append_kv
+    from tpimpi.kernels.attention import PAGE, attention
     from tpimpi.kernels.matmul import matmul
     from tpimpi.kernels.norm import rmsnorm
     from tpimpi.kernels.rope import rope
