@@ -15,6 +15,7 @@ from tpimpi.bench import workload
 from tpimpi.bench.limits import Spread
 from tpimpi.bench.measurement import Bench
 from tpimpi.bench.timeline import totals
+from tpimpi.kernels.tiling import SIZES, tiling_for
 from tpimpi.launch import available_cores
 
 
@@ -59,6 +60,7 @@ def assemble(bench: Bench, encoding: str, found: dict[str, dict], limits: Limits
         "hosts": hosts,
         "nodes": len(set(nodes)),
         "machine": machine(),
+        "tiles": _tiles(encoding, bench.threads),
         "context": bench.work.context,
         "limits": {
             "memory_bytes_per_second": asdict(Spread.of(memory.sum(0))),
@@ -70,6 +72,11 @@ def assemble(bench: Bench, encoding: str, found: dict[str, dict], limits: Limits
         },
         "modes": modes,
     }
+
+
+def _tiles(encoding: str, threads: int) -> dict[str, dict[str, int]]:
+    """Return which tiles rank 0's products use for some numbers of tokens."""
+    return {str(tokens): tiling_for(tokens, threads, encoding)._asdict() for tokens in SIZES}
 
 
 def _mode(measured: dict, disk: np.ndarray, rows: list[dict]) -> dict:

@@ -47,7 +47,25 @@ def _limits(result: dict) -> list[str]:
             low, middle, high = (spread[k] * 1e6 for k in ("low", "median", "high"))
             what = f"allreduce of {_plural(int(tokens), 'row')}"
             lines.append(f"  {what:24s}{middle:10.0f}      {low:.0f} .. {high:.0f} us")
-    return lines
+    return [*lines, "", *_tiles(result["tiles"])]
+
+
+def _tiles(found: dict) -> list[str]:
+    """Tell how products are cut: found when the kernels were compiled."""
+    cells = []
+    for tokens, tile in found.items():
+        parts = -(-int(tokens) // tile["most"])
+        cell = f"{tile['side']} x {-(-int(tokens) // parts)}"
+        if parts == 1 and tile["ahead"]:
+            cell += f" + {tile['ahead'] // 1024}K"
+        cells.append((tokens, cell))
+    widths = [max(map(len, pair)) + 3 for pair in cells]
+    return [
+        f"{'tiles':28s}" + "".join(f"{t:>{w}s}" for (t, _), w in zip(cells, widths, strict=True))
+        + "   tokens",
+        f"{'  panels x tokens + ahead':28s}"
+        + "".join(f"{c:>{w}s}" for (_, c), w in zip(cells, widths, strict=True)),
+    ]  # fmt: skip
 
 
 def _memory(result: dict) -> list[str]:

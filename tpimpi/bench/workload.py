@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpimpi.model.config import ModelConfig
-from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import pieces
+from tpimpi.shards.layout import stored
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def work_of(
     pairs = inner + sum(_seen(p, p.selected, config.windows[-1]) for p in passes)
     cached = sum(_positions(p, window) for p in passes for window in config.windows)
     for mine in partition.ranks:
-        body = last = 0
+        body = last = weights = 0
         for piece in pieces(config, mine):
             if piece.streamed:
                 for_all = piece.tensor.for_all
                 body, last = body + piece.size * for_all, last + piece.size * (not for_all)
+                weights += stored(piece, encoding).nbytes * (len(passes) if for_all else lasts)
         scores = 4 * len(mine.q_heads) * head_dim * pairs  # q k and p v, 2 FLOP each
         flops.append(2 * (body * tokens + last * selected) + scores)
-        weights = ENCODINGS[encoding].nbytes(body * len(passes) + last * lasts)
         keys_values = 2 * len(mine.kv_heads) * head_dim * 4 * cached  # float32
         memory.append(weights + keys_values)
     streamed = np.asarray(streamed, float) * len(passes)
