@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from numba import prange, types
-
 from tpimpi.kernels.tiles import PAGE
 from tpimpi.kernels.variants import MANY, Kernel, inner
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numba import prange, types
-
 from tpimpi.kernels.panels import CHUNK, ROWS, multiply, store_rows, tile_of
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task

@@ -16,7 +16,6 @@ from functools import cache
 import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
-
 from tpimpi.kernels.emit import (
     F32,
     HAS_AVX512,

@@ -7,10 +7,8 @@ one thread walks all spans or many walk one each.
 from __future__ import annotations
 
 import numpy as np
-
-from tpimpi.kernels.activation import exp32
-from tpimpi.kernels.arithmetic import bits_of, fma32
-from tpimpi.kernels.tiles import PAGE, add_values, score_rows
+from tpimpi.kernels.arithmetic import bits_of, exp32, fma32
+from tpimpi.kernels.tiles import PAGE, add_values, score_rows, weigh
 from tpimpi.kernels.variants import inner
 
 ROWS = 48  # rows that walk the pages together at most
@@ -20,7 +18,7 @@ _MASKED = np.float32(-np.inf)
 
 def work_floats(head_dim: int, padded: int) -> int:
     """Return the floats that ROWS rows work in: whole cache lines."""
-    floats = ROWS * (head_dim + PAGE + 2 * padded + 6) + PAGE
+    floats = ROWS * (head_dim + PAGE + 2 * padded + 6)
     return -(-floats // 16) * 16
 
 
@@ -31,7 +29,7 @@ def places(head_dim, padded):
     First come the queries [ROWS, Hd]. Scores, later weights [ROWS, PAGE]; totals of a span
     [ROWS, Hd']; what all spans so far have found [ROWS, Hd' + 2]: total, highest score, sum of
     weights; then [ROWS] each: a span's highest scores, its sums of weights, what a new page leaves
-    of the totals, last positions (the bits of int32); at the end [PAGE] to reduce in.
+    of the totals, last positions (the bits of int32).
     """
     scores = ROWS * head_dim
     totals = scores + ROWS * PAGE
@@ -58,57 +56,23 @@ def _sees(position, window, start):
 
 
 @inner
-def _softmax(scores, low, count, best, scratch):
-    """Turn PAGE scores into weights e^(score - max), 0 before `low` and from `count` on.
-
-    Returns max and sum. Both reductions go by halving: one order for all, and a shape that
-    vectorizes.
-    """
-    for p in range(low):
-        scores[p] = _MASKED
-    for p in range(count, PAGE):
-        scores[p] = _MASKED
-    for i in range(32):
-        scratch[i] = max(scores[i], scores[i + 32])
-    for i in range(16):
-        scratch[i] = max(scratch[i], scratch[i + 16])
-    for i in range(16):
-        best = max(best, scratch[i])
-    for p in range(PAGE):
-        scores[p] = exp32(scores[p] - best)
-    for i in range(32):
-        scratch[i] = scores[i] + scores[i + 32]
-    for i in range(16):
-        scratch[i] = scratch[i] + scratch[i + 16]
-    for i in range(8):
-        scratch[i] = scratch[i] + scratch[i + 8]
-    for i in range(4):
-        scratch[i] = scratch[i] + scratch[i + 4]
-    return best, (scratch[0] + scratch[2]) + (scratch[1] + scratch[3])
-
-
-@inner
 def _page(tile, rows, first, start, keys, values, page, ahead, head, lasts, window, work):
     """Attend with 1, 2, 3, 4 or 6 rows to what each sees of the page of positions start, ..."""
     head_dim, padded = keys.shape[2], values.shape[3]
     scores, totals, _, best = places(head_dim, padded)
-    weight, shrink, scratch = best + ROWS, best + 2 * ROWS, work[best + 4 * ROWS :]
-    row_scores, shrinks = scores + first * PAGE, shrink + first
+    shrink, row_scores = best + 2 * ROWS, scores + first * PAGE
     score_rows(tile, rows, work, keys, page, ahead, head, first * head_dim, row_scores)
     common = PAGE
     for r in range(first, first + rows):
         position = bits_of(work[lasts + r])
         count = min(position - start + 1, PAGE)
         common = min(common, count)
-        row = work[scores + r * PAGE : scores + (r + 1) * PAGE]
         low = first_seen(position, window) - start
-        new, added = _softmax(row, low, count, work[best + r], scratch)
-        factor = exp32(work[best + r] - new)
-        work[weight + r] = fma32(work[weight + r], factor, added)
-        work[shrink + r], work[best + r] = factor, new
+        weigh(tile, work, scores + r * PAGE, low, count, best + r, ROWS)
     row_totals = totals + first * padded
     add_values(
-        tile, rows, work, values, page, ahead, head, row_scores, row_totals, shrinks, 0, common
+        tile, rows, work, values, page, ahead, head, row_scores, row_totals, shrink + first, 0,
+        common,
     )  # fmt: skip
     for r in range(first, first + rows):  # in a prompt, a token sees more than those before it
         count = min(bits_of(work[lasts + r]) - start + 1, PAGE)

@@ -6,12 +6,15 @@ a row's bits don't depend on its company.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import llvmlite.ir as ir
-
+from tpimpi.kernels.arithmetic import emit_exp
 from tpimpi.kernels.emit import (
+    F32,
     HAS_AVX512,
+    I32,
     I64,
     LANES,
     VECTOR,
@@ -147,7 +150,71 @@ def _emit_values(rows: int):
     return emit
 
 
-_SCORES, _VALUES = 0, 8  # added to a number of rows: what `tile` is to do
+def _halved(builder, vectors, add):
+    """Emit vectors reduced to one: the first half of them with the second, until one is left."""
+    while len(vectors) > 1:
+        half = len(vectors) // 2
+        vectors = [add(a, b) for a, b in zip(vectors[:half], vectors[half:], strict=True)]
+    return vectors[0]
+
+
+def _reduced(builder, vector, add):
+    """Emit a vector's lanes reduced to one in the same way."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        low, high = (
+            builder.shuffle_vector(
+                vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half)))
+            )
+            for at in (0, half)
+        )
+        vector = add(low, high)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
+def _emit_weights(builder, scores, low, count, figures, apart):
+    """Emit one step of the softmax taken online for a row: PAGE scores become weights.
+
+    Positions before `low` and from `count` on are not seen. Arguments: where scores lie, these
+    two, where the row's highest score so far lies; `apart` bytes behind it its sum of weights, and
+    behind that what this page leaves of both. The sums go by halving: one order for all.
+    """
+    row = _Floats(builder, scores, ir.Constant(I64, 0))
+    zero, numbers = ir.Constant(I64, 0), ir.VectorType(I64, LANES)
+
+    def larger(a, b):
+        return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+    def everywhere(value, kind):
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+        return builder.shuffle_vector(one, one, splat(ir.VectorType(I32, LANES), 0))
+
+    def figure(index):
+        return pointer(builder, builder.add(figures, builder.mul(apart, ir.Constant(I64, index))))
+
+    first, last = everywhere(low, numbers), everywhere(count, numbers)
+    columns = [ir.Constant(I64, column) for column in range(0, PAGE, LANES)]
+    seen = []
+    for column in columns:
+        places = ir.Constant(numbers, [column.constant + lane for lane in range(LANES)])
+        within = builder.and_(
+            builder.icmp_signed(">=", places, first), builder.icmp_signed("<", places, last)
+        )
+        seen.append(builder.select(within, row.load(zero, column), splat(VECTOR, -math.inf)))
+    before = builder.load(figure(0), typ=F32)
+    best = larger(before, _reduced(builder, _halved(builder, seen, larger), larger))
+    at_best = everywhere(best, VECTOR)
+    weights = [emit_exp(builder, builder.fsub(scores, at_best)) for scores in seen]
+    for column, weight in zip(columns, weights, strict=True):
+        row.store(weight, zero, column)
+    added = _reduced(builder, _halved(builder, weights, builder.fadd), builder.fadd)
+    left = emit_exp(builder, builder.fsub(before, best))
+    total = fma(builder, builder.load(figure(1), typ=F32), left, added)
+    for index, value in enumerate((best, total, left)):
+        builder.store(value, figure(index)).align = 4
+
+
+_SCORES, _VALUES, _WEIGHTS = 0, 8, 16  # added to a number of rows: what `tile` is to do
 
 
 def tile() -> int:
@@ -158,7 +225,8 @@ def tile() -> int:
 @cache
 def _tiles() -> dict[int, Outlined]:
     scores = {_SCORES + r: Outlined(f"scores_{r}", 5, _emit_scores(r)) for r in TOGETHER}
-    return scores | {_VALUES + r: Outlined(f"values_{r}", 8, _emit_values(r)) for r in TOGETHER}
+    values = {_VALUES + r: Outlined(f"values_{r}", 8, _emit_values(r)) for r in TOGETHER}
+    return scores | values | {_WEIGHTS: Outlined("weights", 5, _emit_weights)}
 
 
 @inner
@@ -178,6 +246,15 @@ def score_rows(tile, rows, work, keys, page, ahead, head, q, scores):
         tile, _SCORES + rows, here + 4 * q, _part(keys, page, head), _part(keys, ahead, head),
         here + 4 * scores, keys.shape[2], 0, 0, 0, 0, 0,
     )  # fmt: skip
+
+
+@inner
+def weigh(tile, work, scores, low, count, figures, apart):
+    """Turn a row's PAGE scores into weights, see `_emit_weights`; places are those in `work`."""
+    here = work.ctypes.data
+    call_function(
+        tile, _WEIGHTS, here + 4 * scores, low, count, here + 4 * figures, 4 * apart, 0, 0, 0, 0, 0
+    )
 
 
 @inner

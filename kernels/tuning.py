@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-
 from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.pages import huge_pages
 from tpimpi.kernels.panels import ROWS
