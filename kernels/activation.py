@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange, types
+
 from tpimpi.kernels.arithmetic import exp32
 from tpimpi.kernels.variants import Kernel
 

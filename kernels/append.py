@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numba import prange, types
+
 from tpimpi.kernels.tiles import PAGE
 from tpimpi.kernels.variants import MANY, Kernel, inner
 

@@ -6,6 +6,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
+
 from tpimpi.kernels.emit import F32, I32, fma, splat
 
 

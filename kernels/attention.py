@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange, types
+
 from tpimpi.kernels.arithmetic import bits_of, from_bits
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.softmax import (

@@ -11,6 +11,7 @@ from types import FunctionType
 import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
+
 from tpimpi.kernels.emit import I64, Outlined
 from tpimpi.kernels.variants import address
 

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numba import prange, types
-from tpimpi.kernels.panels import CHUNK, ROWS, multiply, store_rows, tile_of
+
+from tpimpi.kernels.panels import CHUNK, ROWS, multiply, store_rows, tile_of, widen
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
-from tpimpi.kernels.tiling import MOST_SIDE, Tiling, tiling_for
+from tpimpi.kernels.tiling import MOST_SIDE, WIDE, Tiling, tiling_for
 from tpimpi.kernels.variants import inner, variant
 
 BATCH = 256  # tokens that are laid out at once
@@ -60,10 +61,13 @@ def _lay_out(x, start, tokens, most, packed, at, part, parts):
 
 
 @inner
-def _panels(tile, table, i, panel, there, side, most, tokens, columns, inputs, ahead, sums, at):
+def _panels(
+    tile, wide, table, i, panel, there, side, most, tokens, columns, inputs, ahead, sums, at
+):  # fmt: skip
     """Multiply `there` panels of matrix i, at most `side`, with all tokens; write the outputs."""
     address, nbytes = table[i, 0] + panel * table[i, 2], table[i, 2]
     here, size = sums.ctypes.data + 4 * at, side * ROWS
+    widened = here + 4 * size * tokens
     for place in range(at, at + size * tokens):
         sums[place] = 0
     tiles, step = _tiles(tokens, most), nbytes // columns  # bytes a column, or about so many
@@ -74,11 +78,15 @@ def _panels(tile, table, i, panel, there, side, most, tokens, columns, inputs, a
             fetched, following = address + (column + CHUNK) * step, step // 2
             if column + CHUNK >= columns:
                 fetched = address + there * nbytes
+        multiplier, weights, apart, begin = tile, address, nbytes, column
+        if wide:
+            widen(tile, address, nbytes, there, column, width, widened)
+            multiplier, weights, apart, begin = wide, widened, 4 * ROWS * CHUNK, 0
         for n in range(tiles):
             first = _first(n, tiles, tokens)
             count = _first(n + 1, tiles, tokens) - first
             multiply(
-                tile, side, count, address, nbytes, there, column, width,
+                multiplier, side, count, weights, apart, there, begin, width,
                 inputs + 4 * (first * columns + column * count), here + 4 * first * size,
                 fetched, nbytes, following,
             )  # fmt: skip
@@ -98,7 +106,7 @@ def _panels(tile, table, i, panel, there, side, most, tokens, columns, inputs, a
 
 
 @inner
-def _work(tile, table, side, most, tokens, columns, inputs, ahead, threads, tasks, sums, at):
+def _work(tile, wide, table, side, most, tokens, columns, inputs, ahead, threads, tasks, sums, at):
     """Take panels of one matrix after another until none is left."""
     total = 0
     for i in range(MATRICES):
@@ -117,7 +125,20 @@ def _work(tile, table, side, most, tokens, columns, inputs, ahead, threads, task
         while panel < stop:
             there = min(side, stop - panel)
             _panels(
-                tile, table, i, panel, there, side, most, tokens, columns, inputs, ahead, sums, at
+                tile,
+                wide,
+                table,
+                i,
+                panel,
+                there,
+                side,
+                most,
+                tokens,
+                columns,
+                inputs,
+                ahead,
+                sums,
+                at,
             )
             panel += there
         task = next_task(tasks)
@@ -131,16 +152,18 @@ def _inputs(x, start, most, tokens, sums, packed):
     return sums.ctypes.data + 4 * packed
 
 
-@inner
-def _sums_floats(tokens):
-    """Return the floats of one thread's sums."""
-    return MOST_SIDE * ROWS * tokens
+def thread_floats(tokens):
+    """Return the floats of scratch that a thread works in: its sums, and a chunk of weights."""
+    return MOST_SIDE * ROWS * (tokens + (CHUNK if tokens >= WIDE else 0))
 
 
-def _serial(x, w0, out0, w1, out1, w2, out2, tile, side, most, ahead, tasks, work):
+_thread_floats = inner(thread_floats)
+
+
+def _serial(x, w0, out0, w1, out1, w2, out2, tile, wide, side, most, ahead, tasks, work):
     table = np.empty((MATRICES, _EACH), np.int64)
     batch = min(x.shape[0], BATCH)
-    packed = _sums_floats(batch)
+    packed = _thread_floats(batch)
     for start in range(0, x.shape[0], BATCH):
         tokens = min(BATCH, x.shape[0] - start)
         _describe(table, 0, w0, out0, start)
@@ -150,15 +173,15 @@ def _serial(x, w0, out0, w1, out1, w2, out2, tile, side, most, ahead, tasks, wor
             _lay_out(x, start, tokens, most, work, packed, 0, 1)
         inputs = _inputs(x, start, most, tokens, work, packed)
         tasks[0] = 0
-        _work(tile, table, side, most, tokens, x.shape[1], inputs, ahead, 1, tasks, work, 0)
+        _work(tile, wide, table, side, most, tokens, x.shape[1], inputs, ahead, 1, tasks, work, 0)
 
 
 def _parallel(
-    x, w0, out0, w1, out1, w2, out2, tile, side, most, ahead, tasks, work, threads
+    x, w0, out0, w1, out1, w2, out2, tile, wide, side, most, ahead, tasks, work, threads
 ):  # fmt: skip
     batch, columns = min(x.shape[0], BATCH), x.shape[1]
     table = np.empty((MATRICES, _EACH), np.int64)
-    each = _sums_floats(batch)
+    each = _thread_floats(batch)
     packed = threads * each
     for start in range(0, x.shape[0], BATCH):
         tokens = min(BATCH, x.shape[0] - start)
@@ -175,15 +198,15 @@ def _parallel(
         tasks[0] = 0
         for part in prange(threads):
             _work(
-                tile, table, side, most, tokens, columns, inputs, ahead, threads, tasks, work,
-                part * each,
+                tile, wide, table, side, most, tokens, columns, inputs, ahead, threads, tasks,
+                work, part * each,
             )  # fmt: skip
 
 
 _FLOATS, _STRIDED = types.Array(types.float32, 2, "C"), types.Array(types.float32, 2, "A")
 _WORK, _BYTES = types.Array(types.float32, 1, "C"), types.Array(types.uint8, 2, "C")
 _ARGUMENTS = (
-    _FLOATS, *[_BYTES, _STRIDED] * MATRICES, *[types.intp] * 4, COUNTER, _WORK,
+    _FLOATS, *[_BYTES, _STRIDED] * MATRICES, *[types.intp] * 5, COUNTER, _WORK,
 )  # fmt: skip
 _NONE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.float32)
 _KERNELS = (
@@ -195,7 +218,7 @@ _KERNELS = (
 def scratch_floats(tokens: int, columns: int, threads: int) -> int:
     """Return how many floats of scratch a product of T tokens over K columns works in."""
     batch = min(tokens, BATCH)
-    return threads * MOST_SIDE * ROWS * batch + (batch * columns if batch > 1 else 0)
+    return threads * thread_floats(batch) + (batch * columns if batch > 1 else 0)
 
 
 def matmul(
@@ -217,9 +240,11 @@ def matmul(
             out[...] = 0  # without columns the sums are empty
     if not (tokens and columns):
         return
-    side, most, ahead = tiling or tiling_for(tokens, threads, encoding)
+    side, most, ahead, wide = tiling or tiling_for(tokens, threads, encoding)
     arrays = [array for pair in matrices for array in pair]
     arrays += _NONE * (MATRICES - len(matrices))
     work = scratch(scratch_floats(tokens, columns, threads))
     more = (threads,) if parallel else ()
-    kernel(x, *arrays, tile, side, most, ahead, counter(), work, *more)
+    kernel(
+        x, *arrays, tile, tile_of("f32") if wide else 0, side, most, ahead, counter(), work, *more
+    )

@@ -16,6 +16,7 @@ from functools import cache
 import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
+
 from tpimpi.kernels.emit import (
     F32,
     HAS_AVX512,
@@ -39,10 +40,11 @@ ROWS = LANES  # of a panel
 CHUNK = 256  # columns that are summed by themselves
 UNROLL = 4  # columns
 LINE = 64  # bytes
-# Panels side by side, and up to how many tokens: as many sums as the registers hold. One panel with
-# many tokens loads its weights once; several with few tokens keep the memory busy.
-TILES = ((4, 6), (1, 24)) if HAS_AVX512 else ((1, 6), (2, 2), (4, 1))
-_SHAPES = sorted({(side, count) for side, most in TILES for count in range(1, most + 1)})
+# Panels side by side, from how many and up to how many tokens: as many sums as the registers hold.
+# Several panels with few tokens keep the memory busy, one with many tokens widens weights once.
+TILES = ((4, 1, 6), (1, 7, 24), (2, 6, 12)) if HAS_AVX512 else ((1, 1, 6), (2, 1, 2), (4, 1, 1))
+_SHAPES = [(side, n) for side, least, most in TILES for n in range(least, most + 1)]
+_WIDEN = 0  # in place of a shape
 
 
 def _emit_tile(side: int, count: int, widening: Widening):
@@ -54,7 +56,6 @@ def _emit_tile(side: int, count: int, widening: Widening):
     meanwhile: an address, bytes to that of the next panel, bytes a column.
     """
     columns_a_line = max(LINE // widening.column_bytes, 1)
-    back = [widening.rows.index(row) for row in range(ROWS)]
 
     def emit(builder, panel, stride, there, column, columns, x, sums, ahead, ahead_stride, step):
         last = builder.sub(there, int64(1))
@@ -65,45 +66,80 @@ def _emit_tile(side: int, count: int, widening: Widening):
             coming.append(builder.add(coming[-1], ahead_stride))
 
         def columns_of(unroll):
-            def emit_columns(k, products):
+            def emit_columns(k, before):
+                products = list(before)
                 if unroll == UNROLL:
                     for u in range(0, UNROLL, columns_a_line):
                         passed = builder.mul(builder.add(k, int64(u)), step)
                         for at in coming:
                             emit_prefetch(builder, pointer(builder, builder.add(at, passed)), 3)
-                first, inputs = (
-                    builder.add(column, k),
-                    builder.add(x, builder.mul(k, int64(4 * count))),
-                )
+                first = builder.add(column, k)
+                inputs = builder.add(x, builder.mul(k, int64(4 * count)))
                 for u in range(unroll):
                     at = builder.add(first, int64(u))
                     weights = [widening.load(builder, panel, at) for panel in panels]
-                    numbers = [
-                        broadcast(builder, builder.add(inputs, int64(4 * (u * count + t))))
-                        for t in range(count)
-                    ]
-                    products = [
-                        [fma(builder, w, n, p) for n, p in zip(numbers, row, strict=True)]
-                        for w, row in zip(weights, products, strict=True)
-                    ]
+                    for t in range(count):  # in an order that needs few registers at a time
+                        number = broadcast(builder, builder.add(inputs, int64(4 * (u * count + t))))
+                        row = zip(weights, products[t], strict=True)
+                        products[t] = [fma(builder, w, number, p) for w, p in row]
                 return products
 
             return emit_columns
 
         whole = builder.and_(columns, int64(-UNROLL))
-        products = [[splat(VECTOR, 0.0)] * count for _ in range(side)]
+        products = [[splat(VECTOR, 0.0)] * side for _ in range(count)]
         products = emit_loop(builder, int64(0), whole, UNROLL, products, columns_of(UNROLL))
         products = emit_loop(builder, whole, columns, 1, products, columns_of(1))
-        order = ir.Constant(ir.VectorType(I32, LANES), back)
-        for i, product in enumerate(product for row in products for product in row):
-            if back != list(range(ROWS)):
-                product = builder.shuffle_vector(product, product, order)
-            place = pointer(builder, builder.add(sums, int64(4 * ROWS * i)))
-            before = builder.load(place, typ=VECTOR)
-            before.align = 4 * LANES
-            builder.store(builder.fadd(before, product), place).align = 4 * LANES
+        for t, row in enumerate(products):
+            for s, product in enumerate(row):
+                place = builder.add(sums, int64(4 * ROWS * (s * count + t)))
+                before = _load(builder, place)
+                _store(builder, builder.fadd(before, _in_order(builder, product, widening)), place)
 
     return emit
+
+
+def _emit_widening(widening: Widening):
+    """Emit the widening of panels: arguments as for a tile, up to the columns; then where to.
+
+    The widened panels [columns, 16] are CHUNK columns apart.
+    """
+
+    def emit(builder, panel, stride, there, column, columns, target):
+        def one(s, _):
+            source = builder.add(panel, builder.mul(s, stride))
+            place = builder.add(target, builder.mul(s, int64(4 * ROWS * CHUNK)))
+
+            def column_of(k, _):
+                weights = widening.load(builder, source, builder.add(column, k))
+                at = builder.add(place, builder.mul(k, int64(4 * ROWS)))
+                _store(builder, _in_order(builder, weights, widening), at)
+                return []
+
+            emit_loop(builder, int64(0), columns, 1, [], column_of)
+            return []
+
+        emit_loop(builder, int64(0), there, 1, [], one)
+
+    return emit
+
+
+def _in_order(builder, vector, widening: Widening):
+    """Emit a vector with the rows of a panel in their order."""
+    back = [widening.rows.index(row) for row in range(ROWS)]
+    if back == list(range(ROWS)):
+        return vector
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, ROWS), back))
+
+
+def _load(builder, address):
+    vector = builder.load(pointer(builder, address), typ=VECTOR)
+    vector.align = 4 * LANES
+    return vector
+
+
+def _store(builder, vector, address):
+    builder.store(vector, pointer(builder, address)).align = 4 * LANES
 
 
 def tile_of(encoding: str) -> int:
@@ -114,10 +150,11 @@ def tile_of(encoding: str) -> int:
 @cache
 def _tiles(encoding: str) -> dict[int, Outlined]:
     widening = WIDENINGS[encoding]
-    return {
+    tiles = {
         side << 8 | count: Outlined(f"tile_{side}_{count}", 10, _emit_tile(side, count, widening))
         for side, count in _SHAPES
     }
+    return tiles | {_WIDEN: Outlined("widen", 6, _emit_widening(widening))}
 
 
 @inner
@@ -128,6 +165,12 @@ def multiply(
     call_function(
         tile, side << 8 | count, panel, stride, there, column, columns, x, sums, ahead, apart, step
     )
+
+
+@inner
+def widen(tile, panel, stride, there, column, columns, target):
+    """Write a chunk of panels as float32, as `_emit_widening` tells."""
+    call_function(tile, _WIDEN, panel, stride, there, column, columns, target, 0, 0, 0, 0)
 
 
 @intrinsic

@@ -6,6 +6,7 @@ import llvmlite.ir as ir
 import numpy as np
 from numba import prange, types
 from numba.extending import intrinsic
+
 from tpimpi.kernels.emit import I64, emit_loop, emit_prefetch, int64, pointer
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.tiling import AHEADS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange, types
+
 from tpimpi.kernels.variants import MANY, Kernel, inner
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+
 from tpimpi.kernels.pages import huge_pages
 
 _kept = threading.local()  # calls from several Python threads must not share it

@@ -7,6 +7,7 @@ one thread walks all spans or many walk one each.
 from __future__ import annotations
 
 import numpy as np
+
 from tpimpi.kernels.arithmetic import bits_of, exp32, fma32
 from tpimpi.kernels.tiles import PAGE, add_values, score_rows, weigh
 from tpimpi.kernels.variants import inner

@@ -10,6 +10,7 @@ import math
 from functools import cache
 
 import llvmlite.ir as ir
+
 from tpimpi.kernels.arithmetic import emit_exp
 from tpimpi.kernels.emit import (
     F32,

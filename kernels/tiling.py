@@ -10,17 +10,19 @@ from typing import NamedTuple
 
 from tpimpi.kernels.panels import TILES
 
-SIZES = (1, 2, 4, 8, 16, 64)  # tokens for which tiles are measured; others go by the next of these
+SIZES = (1, 2, 4, 8, 16, 32, 128)  # tokens for which tiles are measured; others go by the next
 AHEADS = (0, 1024, 2048, 4096)  # bytes by which one tile fetches weights; 0: the machine alone does
-MOST_SIDE = max(side for side, _ in TILES)
+MOST_SIDE = max(side for side, _, _ in TILES)
+WIDE = 17  # tokens from which widening a chunk beforehand may pay
 
 
 class Tiling(NamedTuple):
-    """Panels side by side, the most tokens of a tile, bytes by which weights are fetched ahead."""
+    """How a product is cut into tiles: a choice of times, not of numbers."""
 
-    side: int
-    most: int
-    ahead: int
+    side: int  # panels side by side
+    most: int  # tokens of a tile, at most
+    ahead: int = AHEADS[1]  # bytes by which weights are fetched, where all tokens are in one tile
+    wide: bool = False  # whether a chunk is widened once, before all tiles
 
 
 Key = tuple[str, bool]  # encoding, whether by several threads
@@ -30,13 +32,17 @@ _chosen: dict[tuple[int, bool, str], Tiling] = {}  # for each number of tokens t
 
 def candidates(tokens: int) -> list[Tiling]:
     """Return what may be good for so many tokens; the first is the guess."""
-    largest = max(most for side, most in TILES if side == TILES[0][0])
-    able = [(side, most) for side, most in TILES if most >= min(tokens, largest)]
     found = []
-    for side, most in able:
-        aheads = AHEADS if tokens <= most else AHEADS[1:2]  # more tiles fetch whole chunks
-        found += [Tiling(side, most, ahead) for ahead in (AHEADS[1], *aheads)]
-    return list(dict.fromkeys(found))
+    for side, least, most in TILES:
+        if tokens < least or (tokens > most and most < TILES[0][2]):
+            continue
+        if tokens > most:  # the tiles fetch the next chunk
+            found.append(Tiling(side, most))
+        else:
+            found += [Tiling(side, most, ahead) for ahead in AHEADS]
+        if tokens >= WIDE:
+            found.append(Tiling(side, most, wide=True))
+    return found
 
 
 def use(measured: Mapping[Key, Mapping[int, Tiling]]) -> None:
@@ -51,6 +57,13 @@ def tiling_for(tokens: int, threads: int, encoding: str) -> Tiling:
     found = _chosen.get(key)
     if found is None:
         size = next((size for size in SIZES if size >= tokens), SIZES[-1])
-        best = _measured.get((encoding, threads > 1), {})
-        found = _chosen[key] = best.get(size) or candidates(size)[0]
+        found = _measured.get((encoding, threads > 1), {}).get(size)
+        if found is None or not _can(found, tokens):
+            found = candidates(tokens)[0]
+        _chosen[key] = found
     return found
+
+
+def _can(tiling: Tiling, tokens: int) -> bool:
+    """Tell whether there are such tiles for so many tokens: some are for more alone."""
+    return any(tokens >= least for side, least, most in TILES if tiling[:2] == (side, most))

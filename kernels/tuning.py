@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+
 from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.pages import huge_pages
 from tpimpi.kernels.panels import ROWS
@@ -13,8 +14,8 @@ from tpimpi.kernels.tiling import SIZES, Tiling, candidates
 from tpimpi.kernels.widening import WIDENINGS
 
 _COLUMNS = 2048
-_PASS_BYTES = 16 << 20  # of weights multiplied at a time: each time others, so no cache has them
-_PASSES = 8  # before the same come again
+_PASSES, _PASS_BYTES = 8, 16 << 20  # of weights, each time others: no cache has them
+_MANY, _LESS = 32, 4  # tokens from which arithmetic binds, and so fewer of the weights do
 _REPEATS = 7  # of which the shortest counts
 
 
@@ -25,15 +26,17 @@ def measure(encoding: str, threads: int) -> dict[int, Tiling]:
     memory = np.frombuffer(huge_pages(_PASSES * panels * panel), np.uint8)
     memory[::4096] = 0  # until it is written to, all pages are one
     weights = memory.reshape(_PASSES, panels, panel)
+    narrow = WIDENINGS[encoding].column_bytes < 4 * ROWS
     found, turn = {}, 0
     for tokens in SIZES:
+        some = panels // _LESS if tokens >= _MANY else panels
         x = np.ones((tokens, _COLUMNS), np.float32)  # [T, K]
-        out = np.empty((tokens, panels * ROWS), np.float32)  # [T, N]
+        out = np.empty((tokens, some * ROWS), np.float32)  # [T, N]
         best: dict[Tiling, float] = {}
         for _ in range(_REPEATS):  # in turn, so that a change of the machine's speed meets all
-            for tiling in candidates(tokens):
+            for tiling in (c for c in candidates(tokens) if narrow or not c.wide):
                 start = time.perf_counter()
-                matmul(x, [(weights[turn % _PASSES], out)], threads, encoding, tiling)
+                matmul(x, [(weights[turn % _PASSES, :some], out)], threads, encoding, tiling)
                 best[tiling] = min(best.get(tiling, np.inf), time.perf_counter() - start)
                 turn += 1
         found[tokens] = min(best, key=best.get)
@@ -48,7 +51,9 @@ def to_json(measured: Mapping[int, Tiling]) -> dict[str, list[int]]:
 def from_json(fields: dict[str, list[int]]) -> dict[int, Tiling]:
     """Return what `to_json` was given, without what is no choice here. Raises ValueError."""
     try:
-        found = {int(size): Tiling(*tiling) for size, tiling in fields.items()}
+        found = {}
+        for size, (side, most, ahead, wide) in fields.items():
+            found[int(size)] = Tiling(side, most, ahead, wide)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"these are no tilings: {fields!r}") from error
     return {

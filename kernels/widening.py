@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
+
 from tpimpi.kernels.emit import (
     F32,
     HAS_AVX,

@@ -26,6 +26,10 @@ if LAUNCHED:
     launch.prepare(1)
     COMM = launch.world()
 else:
+    from tpimpi import numba_settings
+
+    # Beside the sources numba would keep code of a file whose imports have changed since.
+    os.environ["NUMBA_CACHE_DIR"] = str(numba_settings.cache_folder())
     COMM = None
 
 

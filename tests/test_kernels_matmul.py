@@ -107,18 +107,17 @@ def test_bits_do_not_depend_on_company(encoding, columns):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bits_do_not_depend_on_the_tiles(threads):
+    """Whether a chunk is widened before or in each tile, and for few or many panels at a time."""
     columns, rows = 300, 85
     w, _ = packed(normal(rows, columns), "bf16")
     for tokens in (1, 2, 3, 6, 7, 24, 25, 61):
         x = normal(tokens, columns)
         usual = np.empty((tokens, rows), np.float32)
         matmul(x, [(w, usual)], 1, "bf16")
-        for side, most in panels.TILES:
-            for ahead in tiling.AHEADS:
-                out = np.empty((tokens, rows), np.float32)
-                how = tiling.Tiling(side, most, ahead)
-                matmul(x, [(w, out)], threads, "bf16", how)
-                assert (bits(out) == bits(usual)).all(), (tokens, how)
+        for how in tiling.candidates(tokens):
+            out = np.empty((tokens, rows), np.float32)
+            matmul(x, [(w, out)], threads, "bf16", how)
+            assert (bits(out) == bits(usual)).all(), (tokens, how)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -190,9 +189,11 @@ def test_an_encoding_is_what_its_panels_bytes_say(monkeypatch):
 
 def test_scratch_is_as_large_as_told():
     """The planner counts on it: for one token nothing is laid out."""
-    assert scratch_floats(1, 1 << 20, 1) == tiling.MOST_SIDE * ROWS
+    sums = tiling.MOST_SIDE * ROWS
+    assert scratch_floats(1, 1 << 20, 1) == sums
+    assert scratch_floats(2, 64, 2) == 2 * (2 * sums + 64)
+    assert scratch_floats(BATCH, 64, 2) == 2 * sums * (BATCH + panels.CHUNK) + BATCH * 64
     assert scratch_floats(BATCH, 64, 2) == scratch_floats(4 * BATCH, 64, 2)
-    assert scratch_floats(2, 64, 2) == 2 * (2 * tiling.MOST_SIDE * ROWS + 64)
 
 
 def test_tilings_are_measured_kept_and_used():
@@ -200,12 +201,13 @@ def test_tilings_are_measured_kept_and_used():
     assert set(measured) == set(tiling.SIZES)
     for size, how in measured.items():
         assert how in tiling.candidates(size)
+    assert not any(how.wide for how in tuning.measure("f32", 1).values())  # it is wide already
     fields = tuning.to_json(measured)
     assert tuning.from_json(fields) == measured
     for wrong in ({"x": [1, 2, 3]}, {"1": 5}, {"1": [1, 2]}, [1, 2]):
         with pytest.raises(ValueError):
             tuning.from_json(wrong)
-    assert tuning.from_json({"1": [99, 99, 99], "3": [1, 6, 0]}) == {}
+    assert tuning.from_json({"1": [99, 99, 99, False], "3": [*tiling.candidates(3)[0]]}) == {}
 
 
 def test_sizes_between_go_by_the_next_larger(monkeypatch):
@@ -217,4 +219,17 @@ def test_sizes_between_go_by_the_next_larger(monkeypatch):
     tiling.use({("bf16", False): {4: other}})
     assert tiling.tiling_for(3, 1, "bf16") == tiling.tiling_for(4, 1, "bf16") == other
     assert tiling.tiling_for(3, 2, "bf16") == guess
-    assert tiling.tiling_for(5000, 1, "bf16") == tiling.candidates(64)[0]
+    assert tiling.tiling_for(5000, 1, "bf16") == tiling.candidates(128)[0]
+
+
+def test_every_number_of_tokens_has_its_tiles(monkeypatch):
+    """Whatever was measured for the next larger number, there is code for each tile of it."""
+    shapes = set(panels._SHAPES)
+    for size in tiling.SIZES:
+        for how in tiling.candidates(size):
+            monkeypatch.setattr(tiling, "_measured", {("bf16", False): {size: how}})
+            monkeypatch.setattr(tiling, "_chosen", {})
+            for tokens in range(1, BATCH + 1):
+                side, most, _, _ = tiling.tiling_for(tokens, 1, "bf16")
+                tiles = -(-tokens // most)
+                assert {(side, tokens // tiles), (side, -(-tokens // tiles))} <= shapes

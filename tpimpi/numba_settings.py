@@ -37,7 +37,7 @@ def settle(threads: int, asked: bool, cores: int) -> int:
     threads = _allowed_threads(threads, asked)
     os.environ.setdefault("NUMBA_NUM_THREADS", str(max(threads, cores)))
     os.environ.setdefault("NUMBA_THREADING_LAYER", "omp" if sys.platform == "linux" else "default")
-    os.environ["NUMBA_CACHE_DIR"] = str(_cache_folder())
+    os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
     others = [n for n in sorted(os.environ) if n.startswith("NUMBA_") and n not in _OURS]
     if others:
         _try(others)
@@ -59,7 +59,7 @@ def _allowed_threads(threads: int, asked: bool) -> int:
     return min(threads, int(given))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return the folder of numba's cache, in the user's or in one that only they may write to."""
     digest, given = _digest(), os.environ.get("NUMBA_CACHE_DIR")
     if given:
