@@ -34,6 +34,16 @@ def _describe(table, i, w, out, start):
 
 
 @inner
+def _table(w0, out0, w1, out1, w2, out2, start):
+    """Describe all matrices, with the outputs of the tokens from `start` on."""
+    table = np.empty((MATRICES, _EACH), np.int64)
+    _describe(table, 0, w0, out0, start)
+    _describe(table, 1, w1, out1, start)
+    _describe(table, 2, w2, out2, start)
+    return table
+
+
+@inner
 def _tiles(tokens, most):
     """Return into how many tiles tokens are cut; they are as equal as can be, large ones first."""
     return (tokens + most - 1) // most
@@ -61,10 +71,9 @@ def _lay_out(x, start, tokens, most, packed, at, part, parts):
 
 
 @inner
-def _panels(
-    tile, wide, table, i, panel, there, side, most, tokens, columns, inputs, ahead, sums, at
-):  # fmt: skip
+def _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at):
     """Multiply `there` panels of matrix i, at most `side`, with all tokens; write the outputs."""
+    tile, wide, side, most, ahead = how
     address, nbytes = table[i, 0] + panel * table[i, 2], table[i, 2]
     here, size = sums.ctypes.data + 4 * at, side * ROWS
     widened = here + 4 * size * tokens
@@ -106,9 +115,9 @@ def _panels(
 
 
 @inner
-def _work(tile, wide, table, side, most, tokens, columns, inputs, ahead, threads, tasks, sums, at):
+def _work(how, table, tokens, columns, inputs, threads, tasks, sums, at):
     """Take panels of one matrix after another until none is left."""
-    total = 0
+    side, total = how[2], 0
     for i in range(MATRICES):
         total += table[i, 1]
     step = min(_TASK_BYTES // max(table[0, 2], 1), total // (8 * threads))
@@ -124,32 +133,17 @@ def _work(tile, wide, table, side, most, tokens, columns, inputs, ahead, threads
         stop = min(panel + step, table[i, 1])
         while panel < stop:
             there = min(side, stop - panel)
-            _panels(
-                tile,
-                wide,
-                table,
-                i,
-                panel,
-                there,
-                side,
-                most,
-                tokens,
-                columns,
-                inputs,
-                ahead,
-                sums,
-                at,
-            )
+            _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at)
             panel += there
         task = next_task(tasks)
 
 
 @inner
-def _inputs(x, start, most, tokens, sums, packed):
+def _inputs(x, start, tokens, work, packed):
     """Return where the tokens' numbers lie as tiles have them: one token's as they are."""
     if tokens == 1:
         return x.ctypes.data + 4 * start * x.shape[1]
-    return sums.ctypes.data + 4 * packed
+    return work.ctypes.data + 4 * packed
 
 
 def thread_floats(tokens):
@@ -160,54 +154,39 @@ def thread_floats(tokens):
 _thread_floats = inner(thread_floats)
 
 
-def _serial(x, w0, out0, w1, out1, w2, out2, tile, wide, side, most, ahead, tasks, work):
-    table = np.empty((MATRICES, _EACH), np.int64)
-    batch = min(x.shape[0], BATCH)
-    packed = _thread_floats(batch)
+def _serial(x, w0, out0, w1, out1, w2, out2, how, tasks, work):
+    columns, packed = x.shape[1], _thread_floats(min(x.shape[0], BATCH))
     for start in range(0, x.shape[0], BATCH):
         tokens = min(BATCH, x.shape[0] - start)
-        _describe(table, 0, w0, out0, start)
-        _describe(table, 1, w1, out1, start)
-        _describe(table, 2, w2, out2, start)
+        table = _table(w0, out0, w1, out1, w2, out2, start)
         if tokens > 1:
-            _lay_out(x, start, tokens, most, work, packed, 0, 1)
-        inputs = _inputs(x, start, most, tokens, work, packed)
+            _lay_out(x, start, tokens, how[3], work, packed, 0, 1)
+        inputs = _inputs(x, start, tokens, work, packed)
         tasks[0] = 0
-        _work(tile, wide, table, side, most, tokens, x.shape[1], inputs, ahead, 1, tasks, work, 0)
+        _work(how, table, tokens, columns, inputs, 1, tasks, work, 0)
 
 
-def _parallel(
-    x, w0, out0, w1, out1, w2, out2, tile, wide, side, most, ahead, tasks, work, threads
-):  # fmt: skip
-    batch, columns = min(x.shape[0], BATCH), x.shape[1]
-    table = np.empty((MATRICES, _EACH), np.int64)
-    each = _thread_floats(batch)
+def _parallel(x, w0, out0, w1, out1, w2, out2, how, tasks, work, threads):
+    columns, each = x.shape[1], _thread_floats(min(x.shape[0], BATCH))
     packed = threads * each
     for start in range(0, x.shape[0], BATCH):
         tokens = min(BATCH, x.shape[0] - start)
-        _describe(table, 0, w0, out0, start)
-        _describe(table, 1, w1, out1, start)
-        _describe(table, 2, w2, out2, start)
-        if tokens > 1:
-            if tokens * columns > _ALONE:
-                for part in prange(threads):
-                    _lay_out(x, start, tokens, most, work, packed, part, threads)
-            else:
-                _lay_out(x, start, tokens, most, work, packed, 0, 1)
-        inputs = _inputs(x, start, most, tokens, work, packed)
+        table = _table(w0, out0, w1, out1, w2, out2, start)
+        if tokens > 1 and tokens * columns <= _ALONE:
+            _lay_out(x, start, tokens, how[3], work, packed, 0, 1)
+        elif tokens > 1:
+            for part in prange(threads):
+                _lay_out(x, start, tokens, how[3], work, packed, part, threads)
+        inputs = _inputs(x, start, tokens, work, packed)
         tasks[0] = 0
         for part in prange(threads):
-            _work(
-                tile, wide, table, side, most, tokens, columns, inputs, ahead, threads, tasks,
-                work, part * each,
-            )  # fmt: skip
+            _work(how, table, tokens, columns, inputs, threads, tasks, work, part * each)
 
 
 _FLOATS, _STRIDED = types.Array(types.float32, 2, "C"), types.Array(types.float32, 2, "A")
 _WORK, _BYTES = types.Array(types.float32, 1, "C"), types.Array(types.uint8, 2, "C")
-_ARGUMENTS = (
-    _FLOATS, *[_BYTES, _STRIDED] * MATRICES, *[types.intp] * 5, COUNTER, _WORK,
-)  # fmt: skip
+_HOW = types.UniTuple(types.intp, 5)  # addresses of tiles, of wide ones or 0; of a Tiling the rest
+_ARGUMENTS = _FLOATS, *[_BYTES, _STRIDED] * MATRICES, _HOW, COUNTER, _WORK
 _NONE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.float32)
 _KERNELS = (
     (_serial, "matmul", _ARGUMENTS),
@@ -244,7 +223,6 @@ def matmul(
     arrays = [array for pair in matrices for array in pair]
     arrays += _NONE * (MATRICES - len(matrices))
     work = scratch(scratch_floats(tokens, columns, threads))
+    how = tile, tile_of("f32") if wide else 0, side, most, ahead
     more = (threads,) if parallel else ()
-    kernel(
-        x, *arrays, tile, tile_of("f32") if wide else 0, side, most, ahead, counter(), work, *more
-    )
+    kernel(x, *arrays, how, counter(), work, *more)
