@@ -73,7 +73,7 @@ def _lay_out(x, start, tokens, most, packed, at, part, parts):
 @inner
 def _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at):
     """Multiply `there` panels of matrix i, at most `side`, with all tokens; write the outputs."""
-    tile, wide, side, most, ahead = how
+    tile, floats, side, most, ahead, wide = how
     address, nbytes = table[i, 0] + panel * table[i, 2], table[i, 2]
     here, size = sums.ctypes.data + 4 * at, side * ROWS
     widened = here + 4 * size * tokens
@@ -90,7 +90,7 @@ def _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at):
         multiplier, weights, apart, begin = tile, address, nbytes, column
         if wide:
             widen(tile, address, nbytes, there, column, width, widened)
-            multiplier, weights, apart, begin = wide, widened, 4 * ROWS * CHUNK, 0
+            multiplier, weights, apart, begin = floats, widened, 4 * ROWS * CHUNK, 0
         for n in range(tiles):
             first = _first(n, tiles, tokens)
             count = _first(n + 1, tiles, tokens) - first
@@ -185,7 +185,7 @@ def _parallel(x, w0, out0, w1, out1, w2, out2, how, tasks, work, threads):
 
 _FLOATS, _STRIDED = types.Array(types.float32, 2, "C"), types.Array(types.float32, 2, "A")
 _WORK, _BYTES = types.Array(types.float32, 1, "C"), types.Array(types.uint8, 2, "C")
-_HOW = types.UniTuple(types.intp, 5)  # addresses of tiles, of wide ones or 0; of a Tiling the rest
+_HOW = types.UniTuple(types.intp, 6)  # addresses of tiles of these weights and of float32; a Tiling
 _ARGUMENTS = _FLOATS, *[_BYTES, _STRIDED] * MATRICES, _HOW, COUNTER, _WORK
 _NONE = np.empty((0, 0), np.uint8), np.empty((0, 0), np.float32)
 _KERNELS = (
@@ -212,7 +212,7 @@ def matmul(
     """
     parallel = threads > 1
     kernel = variant(*_KERNELS[parallel], parallel=parallel)
-    tile = tile_of(encoding)
+    tile, floats = tile_of(encoding), tile_of("f32")
     tokens, columns = x.shape
     for w, out in matrices:
         if not w.size:
@@ -223,6 +223,6 @@ def matmul(
     arrays = [array for pair in matrices for array in pair]
     arrays += _NONE * (MATRICES - len(matrices))
     work = scratch(scratch_floats(tokens, columns, threads))
-    how = tile, tile_of("f32") if wide else 0, side, most, ahead
+    how = tile, floats, side, most, ahead, wide
     more = (threads,) if parallel else ()
     kernel(x, *arrays, how, counter(), work, *more)

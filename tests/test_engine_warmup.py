@@ -11,8 +11,8 @@ from tpimpi.engine import compilation, warmup
 from tpimpi.errors import MachineError
 from tpimpi.kernels import tiling, tuning
 
-KERNELS = {"tiles_f16", "matmul_serial", "attention_tiles", "attention_serial", "rmsnorm_serial",
-           "append_kv_serial", "rope_serial", "silu_gate_serial"}  # fmt: skip
+KERNELS = {"tiles_f16", "tiles_f32", "matmul_serial", "attention_tiles", "attention_serial",
+           "rmsnorm_serial", "append_kv_serial", "rope_serial", "silu_gate_serial"}  # fmt: skip
 
 
 def test_long_kernels_come_first_and_variants_stay_together():
@@ -38,8 +38,8 @@ def test_cold_cache(monkeypatch, tmp_path, capfd):
     assert modules == {name for name in KERNELS if not name.startswith("attention")}
     assert len(written) == 2 * len(modules)  # an index and one signature each
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tpimpi: ")]
-    assert "tpimpi: compiling kernels for this CPU, once: 1 of 6 kernels" in lines
-    assert "tpimpi: compiling kernels for this CPU, once: 6 of 6 kernels" in lines
+    assert "tpimpi: compiling kernels for this CPU, once: 1 of 7 kernels" in lines
+    assert "tpimpi: compiling kernels for this CPU, once: 7 of 7 kernels" in lines
     assert lines[-1] == "tpimpi: measuring which tiles are fast: 1 of 1 kernels"
     stamp = compilation._stamp(1, "f16")
     measured = tuning.from_json(json.loads(stamp.read_text()))
