@@ -53,6 +53,20 @@ def broadcast(builder, address):
     return builder.shuffle_vector(one, undefined, splat(ir.VectorType(I32, LANES), 0))
 
 
+def reduced(builder, vector, add):
+    """Emit a vector's lanes reduced to one: the first half with the second, until one is left."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        low, high = (
+            builder.shuffle_vector(
+                vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half)))
+            )
+            for at in (0, half)
+        )
+        vector = add(low, high)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
 def fma(builder, a, b, c):
     # Fused where the target can, else a product and a sum: never a call of a library.
     kind = a.type

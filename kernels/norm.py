@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import llvmlite.ir as ir
 import numpy as np
 from numba import prange, types
 from numba.extending import intrinsic
@@ -16,23 +15,10 @@ from tpimpi.kernels.emit import (
     fma,
     int64,
     pointer,
+    reduced,
     splat,
 )  # fmt: skip
 from tpimpi.kernels.variants import MANY, Kernel, inner
-
-
-def _sum_lanes(builder, vector):
-    """Emit the sum of a vector's lanes: halves are added until one lane is left."""
-    while vector.type.count > 1:
-        half = vector.type.count // 2
-        low, high = (
-            builder.shuffle_vector(
-                vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half)))
-            )
-            for at in (0, half)
-        )
-        vector = builder.fadd(low, high)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
 
 
 @intrinsic
@@ -60,7 +46,7 @@ def _sum_of_squares(context, row, count):
         whole = builder.and_(count, int64(-LANES))
         sums = emit_loop(builder, int64(0), whole, LANES, [[splat(VECTOR, 0.0)]], lanes)
         sums = emit_loop(builder, whole, count, 1, sums, tail)
-        return _sum_lanes(builder, sums[0][0])
+        return reduced(builder, sums[0][0], builder.fadd)
 
     return types.float32(types.intp, types.intp), codegen
 

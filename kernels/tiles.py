@@ -25,6 +25,7 @@ from tpimpi.kernels.emit import (
     emit_prefetch,
     fma,
     pointer,
+    reduced,
     splat,
 )  # fmt: skip
 from tpimpi.kernels.functions import call_function, function_address
@@ -159,20 +160,6 @@ def _halved(builder, vectors, add):
     return vectors[0]
 
 
-def _reduced(builder, vector, add):
-    """Emit a vector's lanes reduced to one in the same way."""
-    while vector.type.count > 1:
-        half = vector.type.count // 2
-        low, high = (
-            builder.shuffle_vector(
-                vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half)))
-            )
-            for at in (0, half)
-        )
-        vector = add(low, high)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
-
-
 def _emit_weights(builder, scores, low, count, figures, apart):
     """Emit one step of the softmax taken online for a row: PAGE scores become weights.
 
@@ -203,12 +190,12 @@ def _emit_weights(builder, scores, low, count, figures, apart):
         )
         seen.append(builder.select(within, row.load(zero, column), splat(VECTOR, -math.inf)))
     before = builder.load(figure(0), typ=F32)
-    best = larger(before, _reduced(builder, _halved(builder, seen, larger), larger))
+    best = larger(before, reduced(builder, _halved(builder, seen, larger), larger))
     at_best = everywhere(best, VECTOR)
     weights = [emit_exp(builder, builder.fsub(scores, at_best)) for scores in seen]
     for column, weight in zip(columns, weights, strict=True):
         row.store(weight, zero, column)
-    added = _reduced(builder, _halved(builder, weights, builder.fadd), builder.fadd)
+    added = reduced(builder, _halved(builder, weights, builder.fadd), builder.fadd)
     left = emit_exp(builder, builder.fsub(before, best))
     total = fma(builder, builder.load(figure(1), typ=F32), left, added)
     for index, value in enumerate((best, total, left)):
