@@ -16,6 +16,7 @@ from tpimpi.kernels.panels import CHUNK, ROWS, multiply, store_rows, tile_of, wi
 from tpimpi.kernels.scratch import scratch
 from tpimpi.kernels.tasks import COUNTER, counter, next_task
 from tpimpi.kernels.tiling import MOST_SIDE, WIDE, Tiling, tiling_for
+from tpimpi.kernels.tokens import first_of, groups_of, lay_out
 from tpimpi.kernels.variants import inner, variant
 
 BATCH = 256  # tokens that are laid out at once
@@ -44,33 +45,6 @@ def _table(w0, out0, w1, out1, w2, out2, start):
 
 
 @inner
-def _tiles(tokens, most):
-    """Return into how many tiles tokens are cut; they are as equal as can be, large ones first."""
-    return (tokens + most - 1) // most
-
-
-@inner
-def _first(tile, tiles, tokens):
-    """Return the first token of a tile."""
-    return tokens // tiles * tile + min(tile, tokens % tiles)
-
-
-@inner
-def _lay_out(x, start, tokens, most, packed, at, part, parts):
-    """Write this part of tokens start .. start + tokens - 1, tile by tile [K, count]."""
-    columns, tiles = x.shape[1], _tiles(tokens, most)
-    for tile in range(tiles):
-        first = _first(tile, tiles, tokens)
-        count = _first(tile + 1, tiles, tokens) - first
-        lines = (columns + 15) // 16
-        for line in range(lines * part // parts, lines * (part + 1) // parts):
-            for t in range(count):  # whole lines of x, as rows may lie in each other's way
-                place = at + first * columns + t
-                for k in range(16 * line, min(16 * line + 16, columns)):
-                    packed[place + k * count] = x[start + first + t, k]
-
-
-@inner
 def _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at):
     """Multiply `there` panels of matrix i, at most `side`, with all tokens; write the outputs."""
     tile, floats, side, most, ahead, wide = how
@@ -79,7 +53,7 @@ def _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at):
     widened = here + 4 * size * tokens
     for place in range(at, at + size * tokens):
         sums[place] = 0
-    tiles, step = _tiles(tokens, most), nbytes // columns  # bytes a column, or about so many
+    tiles, step = groups_of(tokens, most), nbytes // columns  # bytes a column, or about so many
     for column in range(0, columns, CHUNK):
         width = min(CHUNK, columns - column)
         fetched, following = address + column * step + ahead, step
@@ -92,8 +66,8 @@ def _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at):
             widen(tile, address, nbytes, there, column, width, widened)
             multiplier, weights, apart, begin = floats, widened, 4 * ROWS * CHUNK, 0
         for n in range(tiles):
-            first = _first(n, tiles, tokens)
-            count = _first(n + 1, tiles, tokens) - first
+            first = first_of(n, tiles, tokens)
+            count = first_of(n + 1, tiles, tokens) - first
             multiply(
                 multiplier, side, count, weights, apart, there, begin, width,
                 inputs + 4 * (first * columns + column * count), here + 4 * first * size,
@@ -104,8 +78,8 @@ def _panels(how, table, i, panel, there, tokens, columns, inputs, sums, at):
             else:
                 following = 0
     for n in range(tiles):
-        first = _first(n, tiles, tokens)
-        count = _first(n + 1, tiles, tokens) - first
+        first = first_of(n, tiles, tokens)
+        count = first_of(n + 1, tiles, tokens) - first
         for s in range(there):
             row = (panel + s) * ROWS
             store_rows(
@@ -160,7 +134,7 @@ def _serial(x, w0, out0, w1, out1, w2, out2, how, tasks, work):
         tokens = min(BATCH, x.shape[0] - start)
         table = _table(w0, out0, w1, out1, w2, out2, start)
         if tokens > 1:
-            _lay_out(x, start, tokens, how[3], work, packed, 0, 1)
+            lay_out(x, start, tokens, how[3], work, packed, 0, 1)
         inputs = _inputs(x, start, tokens, work, packed)
         tasks[0] = 0
         _work(how, table, tokens, columns, inputs, 1, tasks, work, 0)
@@ -173,10 +147,10 @@ def _parallel(x, w0, out0, w1, out1, w2, out2, how, tasks, work, threads):
         tokens = min(BATCH, x.shape[0] - start)
         table = _table(w0, out0, w1, out1, w2, out2, start)
         if tokens > 1 and tokens * columns <= _ALONE:
-            _lay_out(x, start, tokens, how[3], work, packed, 0, 1)
+            lay_out(x, start, tokens, how[3], work, packed, 0, 1)
         elif tokens > 1:
             for part in prange(threads):
-                _lay_out(x, start, tokens, how[3], work, packed, part, threads)
+                lay_out(x, start, tokens, how[3], work, packed, part, threads)
         inputs = _inputs(x, start, tokens, work, packed)
         tasks[0] = 0
         for part in prange(threads):
@@ -212,7 +186,7 @@ def matmul(
     """
     parallel = threads > 1
     kernel = variant(*_KERNELS[parallel], parallel=parallel)
-    tile, floats = tile_of(encoding), tile_of("f32")
+    tile = tile_of(encoding)
     tokens, columns = x.shape
     for w, out in matrices:
         if not w.size:
@@ -223,6 +197,6 @@ def matmul(
     arrays = [array for pair in matrices for array in pair]
     arrays += _NONE * (MATRICES - len(matrices))
     work = scratch(scratch_floats(tokens, columns, threads))
-    how = tile, floats, side, most, ahead, wide
+    how = tile, tile_of("f32") if wide else 0, side, most, ahead, wide
     more = (threads,) if parallel else ()
     kernel(x, *arrays, how, counter(), work, *more)

@@ -38,7 +38,7 @@ from tpimpi.kernels.widening import WIDENINGS, Widening
 
 ROWS = LANES  # of a panel
 CHUNK = 256  # columns that are summed by themselves
-UNROLL = 4  # columns
+UNROLL = 2  # columns
 LINE = 64  # bytes
 # Panels side by side, from how many and up to how many tokens: as many sums as the registers hold.
 # Several panels with few tokens keep the memory busy, one with many tokens widens weights once.

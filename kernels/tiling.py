@@ -51,6 +51,12 @@ def use(measured: Mapping[Key, Mapping[int, Tiling]]) -> None:
     _chosen.clear()
 
 
+def widens(encoding: str, threads: int) -> bool:
+    """Tell whether some products widen weights beforehand, and so use the tiles of float32."""
+    measured = _measured.get((encoding, threads > 1), {})
+    return any(tiling.wide for tiling in measured.values())
+
+
 def tiling_for(tokens: int, threads: int, encoding: str) -> Tiling:
     """Return the tiles for a product of so many tokens."""
     key = tokens, threads > 1, encoding

@@ -220,10 +220,12 @@ def serve(files: list[str], cores: list[int], pairs: list[tuple[int, str]]) -> N
     threading.Thread(target=_listen, args=(names,), daemon=True).start()
     from tpimpi.engine.warmup import call_kernels
     from tpimpi.kernels import variants
+    from tpimpi.kernels.panels import tile_of
 
     recipes = variants.record()
     for mode, encoding in pairs:
         call_kernels([encoding], mode)
+    tile_of("f32")  # what any weights may be widened for
     print(json.dumps(list(recipes)), file=answers, flush=True)
     while True:
         name = names.get()

@@ -94,7 +94,9 @@ def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None
     from tpimpi.kernels.attention import PAGE, attention
     from tpimpi.kernels.matmul import matmul
     from tpimpi.kernels.norm import rmsnorm
+    from tpimpi.kernels.panels import tile_of
     from tpimpi.kernels.rope import rope
+    from tpimpi.kernels.tiling import widens
     from tpimpi.model.encoding import ENCODINGS, ROWS
 
     x = np.ones((tokens, HEAD_DIM), np.float32)
@@ -103,6 +105,8 @@ def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None
         nbytes = ENCODINGS[encoding].panel_bytes(HEAD_DIM)
         weights = np.zeros((HEAD_DIM // ROWS, nbytes), np.uint8)
         yield matmul(x, [(weights, out)], threads, encoding)
+        if widens(encoding, threads):
+            yield tile_of("f32")
     yield rmsnorm(x, x[0].copy(), 1e-5, out, threads)
     yield silu_gate(out, x, threads)
     heads = np.ones((tokens, 1, HEAD_DIM), np.float32)
