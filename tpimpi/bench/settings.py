@@ -8,7 +8,7 @@ from tpimpi.memory.request import Budgets
 
 MODES = ("window", "budget", "resident")
 PROMPTS = (8, 64, 512)  # tokens, as far as the context holds them
-STEPS = (1, 2, 4, 8)  # rows of one decode step
+STEPS = (1, 2, 4, 8, 16)  # rows of one decode step
 
 
 @dataclass(frozen=True)
