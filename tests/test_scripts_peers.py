@@ -15,11 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from peers import child  # noqa: E402
 from peers.cap import Cap, CapUnavailable, forget_cached  # noqa: E402
 from peers.gguf_file import interleaved  # noqa: E402
-from peers.lineup import WORKER, Program  # noqa: E402
+from peers.lineup import WORKER, Program, numbers_a_token  # noqa: E402
 from peers.results import agreement, rows_of  # noqa: E402
 from peers.table import metrics, render  # noqa: E402
 from peers.worker import STEPS, context_of, measure  # noqa: E402
 from program import DEMO  # noqa: E402
+from tpimpi.bench.workload import Pass, work_of  # noqa: E402
+from tpimpi.model.partition import Partition  # noqa: E402
+from tpimpi.model.shapes import shape_config  # noqa: E402
 
 
 def row(label, **figures):
@@ -114,6 +117,13 @@ def test_ours_and_transformers_agree_on_every_token_of_a_step(tmp_path):
     assert agreed["same_ids"] == agreed["of"] == 1 + 3 + 8 * STEPS
     assert agreed["logits_apart"] < 1e-3
     assert all(len(results[0]["step_seconds"]) == STEPS for results in found.values())
+
+
+def test_weights_of_a_token_are_those_that_bench_counts():
+    config = shape_config("tiny")  # its panels are padded
+    work = work_of([Pass(1, 0, 1)], config, Partition.of(config, [1]), "bf16", [0])
+    keys_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    assert numbers_a_token(config) * 2 == work.memory_bytes.sum() - keys_values
 
 
 def test_interleaved_pairs_turn_together():
