@@ -47,6 +47,7 @@ from tpimpi.shards.layout import shards_folder
 
 INTERRUPTED = 130
 CAPPED_PROMPT, CAPPED_TOKENS = 8, 8
+STEP_TOKENS = 8  # that a pass decodes together: eight texts, or guesses that are checked
 
 
 def size_or_none(text: str) -> int | None:
@@ -94,18 +95,20 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def settings_of(program: Program, config: ModelConfig, prompts, tokens, logits) -> str:
+def settings_of(program: Program, config: ModelConfig, prompts, tokens, step, logits) -> str:
     """Return what a worker is told, as JSON."""
     return json.dumps({
         "program": program.kind, "model": program.model, "threads": program.threads,
-        "flags": program.flags, "prompts": prompts, "tokens": tokens, "logits": logits,
-        "vocab_size": config.vocab_size, "parent": os.getpid(),
+        "flags": program.flags, "prompts": prompts, "tokens": tokens, "step": step,
+        "logits": logits, "vocab_size": config.vocab_size, "parent": os.getpid(),
     })  # fmt: skip
 
 
 def rounds(args, programs: list[Program], config, logits: Path | None, cap: int | None) -> dict:
     """Run every program once a round; return its results by label, the failed one last."""
-    prompts, tokens = ([CAPPED_PROMPT], CAPPED_TOKENS) if cap else (args.prompts, args.tokens)
+    prompts, tokens, step = args.prompts, args.tokens, STEP_TOKENS
+    if cap:
+        prompts, tokens, step = [CAPPED_PROMPT], CAPPED_TOKENS, 0
     found: dict[str, list[dict]] = {program.label: [] for program in programs}
     for number in range(args.rounds):
         for program in programs:
@@ -114,7 +117,8 @@ def rounds(args, programs: list[Program], config, logits: Path | None, cap: int 
                 continue
             say(f"round {number + 1} of {args.rounds}: {program.label}")
             file = str(logits / f"{program.label}.npy") if logits and not results else None
-            command = [*program.command(), settings_of(program, config, prompts, tokens, file)]
+            settings = settings_of(program, config, prompts, tokens, step, file)
+            command = [*program.command(), settings]
             result = run_capped(command, args, program, cap) if cap else run(command, args.timeout)
             if "missing" in result:
                 result = {"failed": missing(result["missing"])}
@@ -174,7 +178,7 @@ def compare(args) -> None:
         shown.append(
             f"memory read rate {rate / 1e9:.1f} GB/s, {threads} threads, the best of all rounds"
         )
-    columns = metrics(args.prompts)
+    columns = metrics(args.prompts, STEP_TOKENS)
     few_columns = [Metric("decode", "decode", "ms/token", 1e3, 1),
                    Metric("peak", "peak of the cgroup", "MB", 1e-6, 0)]  # fmt: skip
     print("\n".join(["", *shown, "", render(rows, columns, rows[0]), ""]))
@@ -192,6 +196,7 @@ def compare(args) -> None:
         plot(args.plot, rows, columns, capped_rows, few_columns, args.cap, shown)
     print(json.dumps({
         "model": config.name, "encoding": stored, "threads": threads, "machine": shown[1],
+        "step_tokens": STEP_TOKENS,
         "memory_bytes_per_second": rate, "in_memory": rows, "agreement": agreed,
         "cap_bytes": args.cap if capped_rows else None, "capped": capped_rows,
     }))  # fmt: skip

@@ -1,5 +1,7 @@
 """The comparison with other programs: what it needs none of them for."""
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from peers import child  # noqa: E402
 from peers.cap import Cap, CapUnavailable, forget_cached  # noqa: E402
 from peers.gguf_file import interleaved  # noqa: E402
+from peers.lineup import WORKER, Program, numbers_a_token  # noqa: E402
+from peers.results import agreement, rows_of  # noqa: E402
 from peers.table import metrics, render  # noqa: E402
+from peers.worker import STEPS, context_of, measure  # noqa: E402
+from program import DEMO  # noqa: E402
+from tpimpi.bench.workload import Pass, work_of  # noqa: E402
+from tpimpi.model.partition import Partition  # noqa: E402
+from tpimpi.model.shapes import shape_config  # noqa: E402
 
 
 def row(label, **figures):
@@ -21,15 +30,100 @@ def row(label, **figures):
 
 
 def test_table_shows_losses_like_wins():
-    ours = row("ours", first_64=1.0, decode=0.1, of_memory=0.9, peak=1 << 20)
-    slower = row("slower", first_64=2.0, decode=0.15, of_memory=0.6, peak=3 << 20)
+    ours = row("ours", first_64=1.0, decode=0.1, of_memory=0.9, step=0.2, peak=1 << 20)
+    slower = row("slower", first_64=2.0, decode=0.15, of_memory=0.6, step=0.5, peak=3 << 20)
     faster = row("faster", first_64=0.5, decode=0.05, peak=None)
     dead = row("dead") | {"failed": "killed, out of memory"}
-    lines = render([ours, slower, faster, dead], metrics([64]), ours).splitlines()
-    assert lines[4].split() == ["slower", "2.000", "2.00", "150.0", "1.50", "0.60", "3", "3.00"]
-    assert lines[5].split() == ["faster", "0.500", "0.50", "50.0", "0.50", "-", "-", "-"]
+    lines = render([ours, slower, faster, dead], metrics([64], 8), ours).splitlines()
+    assert "step of 8 tokens" in lines[0]
+    assert lines[4].split() == (
+        ["slower", "2.000", "2.00", "150.0", "1.50", "0.60", "500.0", "2.50", "3", "3.00"]
+    )  # fmt: skip
+    assert lines[5].split() == ["faster", "0.500", "0.50", "50.0", "0.50", *"-----"]
     assert lines[6] == "dead     killed, out of memory"
     assert len({len(line) for line in lines[2:5]}) == 1
+
+
+class Counting:
+    """A program whose likeliest id after each token is the number of tokens so far."""
+
+    def __init__(self, vocab_size):
+        self.tokens, self.most, self.steps = 0, 0, []
+        self._rows = np.eye(vocab_size, dtype=np.float32)  # [V, V]
+
+    def _take(self, count):
+        self.tokens += count
+        self.most = max(self.most, self.tokens)
+        return self._rows[self.tokens - count + 1 : self.tokens + 1]  # [T, V]
+
+    def prefill(self, ids):
+        return self._take(len(ids))[-1]
+
+    def step(self, token, position):
+        assert position == self.tokens
+        return self._take(1)[0]
+
+    def step_of(self, ids, position):
+        assert position == self.tokens
+        self.steps.append(len(ids))
+        return self._take(len(ids))
+
+    def reset(self):
+        self.tokens = 0
+
+
+@pytest.mark.parametrize("prompts, tokens, step", [([3], 4, 5), ([20, 6], 3, 8), ([90, 7], 2, 0)])
+def test_steps_follow_the_decoded_tokens(prompts, tokens, step):
+    program, vocab_size = Counting(128), 128
+    settings = {"prompts": prompts, "tokens": tokens, "step": step, "vocab_size": vocab_size}
+    result = measure(program, settings)
+    assert program.steps == ([step] * (1 + STEPS) if step else [])  # the first warms up
+    assert len(result["step_seconds"]) == (STEPS if step else 0)
+    end = min(prompts) + tokens + STEPS * step
+    assert result["ids"] == list(range(min(prompts), end + 1))
+    assert context_of(settings) == program.most
+
+
+def test_rows_have_the_median_step_of_all_rounds_where_there_are_steps():
+    programs = [Program("ours", "tpimpi", "tpimpi", "", 1), Program("other", "", "", "", 1)]
+    result = {"first_seconds": {"4": 1.0}, "token_seconds": [0.5], "peak_bytes": 1, "ids": [1]}
+    rounds = [result | {"step_seconds": seconds} for seconds in ([1.0, 9.0], [2.0, 3.0, 8.0])]
+    found = {"ours": rounds, "other": [result | {"step_seconds": []}]}
+    ours, other = rows_of(programs, found, None)
+    assert ours["figures"]["step"] == 3.0 and ours["spread"]["step"] == [1.0, 9.0]
+    assert "step" not in other["figures"]
+
+
+def worker(kind, flags, logits):
+    """Return what a worker measures on the demo model: a step of 8 tokens among it."""
+    settings = {
+        "program": kind, "model": str(DEMO), "threads": 1, "flags": flags, "prompts": [12, 5],
+        "tokens": 3, "step": 8, "logits": str(logits), "vocab_size": 1024, "parent": os.getpid(),
+    }  # fmt: skip
+    result = child.run([sys.executable, str(WORKER), json.dumps(settings)], 120)
+    assert "ids" in result, result
+    return result
+
+
+def test_ours_and_transformers_agree_on_every_token_of_a_step(tmp_path):
+    pytest.importorskip("transformers")
+    programs = [Program("ours", "tpimpi", "tpimpi", "", 1),
+                Program("other", "transformers", "transformers", "", 1)]  # fmt: skip
+    found = {
+        program.label: [worker(program.kind, flags, tmp_path / f"{program.label}.npy")]
+        for program, flags in zip(programs, (["--disable-memory-schedule"], {}), strict=True)
+    }
+    (agreed,) = agreement(programs, found, tmp_path)
+    assert agreed["same_ids"] == agreed["of"] == 1 + 3 + 8 * STEPS
+    assert agreed["logits_apart"] < 1e-3
+    assert all(len(results[0]["step_seconds"]) == STEPS for results in found.values())
+
+
+def test_weights_of_a_token_are_those_that_bench_counts():
+    config = shape_config("tiny")  # its panels are padded
+    work = work_of([Pass(1, 0, 1)], config, Partition.of(config, [1]), "bf16", [0])
+    keys_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
+    assert numbers_a_token(config) * 2 == work.memory_bytes.sum() - keys_values
 
 
 def test_interleaved_pairs_turn_together():

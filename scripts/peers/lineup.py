@@ -32,7 +32,7 @@ class Program:
     threads: int  # of each rank
     ranks: int = 1
     flags: dict | list = field(default_factory=dict)
-    weight_bytes: int = 0  # read for each token
+    weight_bytes: int = 0  # that a token needs; what pads a shard's panels is no work
     exact: bool = True  # float32 all the way, so that its ids must be ours
     note: str = ""
     files: list[Path] = field(default_factory=list)  # what it reads, apart from memory

@@ -1,7 +1,7 @@
-"""The programs compared, behind one interface: `prefill`, `step`, `reset`.
+"""The programs compared, behind one interface: `prefill`, `step`, `step_of`, `reset`.
 
 Each is given what its own makers would give it for this work: its fast path, no text, no sampling,
-and the logits of the last token only. A prompt's logits are read in place, without copies.
+and of a prompt the logits of the last token only. Logits are read in place, without copies.
 """
 
 from __future__ import annotations
@@ -49,15 +49,32 @@ class LlamaCpp:
     def prefill(self, ids: list[int]) -> np.ndarray:
         """Return the logits [V] after a prompt."""
         tokens = (self._c.llama_token * len(ids))(*ids)
-        failed = self._c.llama_decode(self._context, self._c.llama_batch_get_one(tokens, len(ids)))
-        if failed:
-            raise RuntimeError(f"llama.cpp's llama_decode returned {failed}")
+        self._decode(self._c.llama_batch_get_one(tokens, len(ids)))
         logits = self._c.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(logits, (self._vocab_size,))
 
     def step(self, token: int, position: int) -> np.ndarray:
         """Return the logits [V] after one more token."""
         return self.prefill([token])
+
+    def step_of(self, ids: list[int], position: int) -> np.ndarray:
+        """Return the logits [T, V] after each of T more tokens, computed in one pass."""
+        batch = self._c.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for t, token in enumerate(ids):
+            batch.token[t], batch.pos[t], batch.logits[t] = token, position + t, True
+            batch.n_seq_id[t], batch.seq_id[t][0] = 1, 0
+        try:
+            self._decode(batch)
+        finally:
+            self._c.llama_batch_free(batch)
+        logits = self._c.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, (len(ids), self._vocab_size))
+
+    def _decode(self, batch) -> None:
+        failed = self._c.llama_decode(self._context, batch)
+        if failed:
+            raise RuntimeError(f"llama.cpp's llama_decode returned {failed}")
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -93,13 +110,21 @@ class Transformers:
 
     def prefill(self, ids: list[int]) -> np.ndarray:
         """Return the logits [V] after a prompt."""
-        given = self._torch.tensor([ids])  # [1, T]
-        cache = {self._cache_name: self._cache, "use_cache": True}
-        return self._model(given, **cache, logits_to_keep=1).logits[0, -1].numpy()
+        return self._forward(ids, 1)[0]
 
     def step(self, token: int, position: int) -> np.ndarray:
         """Return the logits [V] after one more token."""
         return self.prefill([token])
+
+    def step_of(self, ids: list[int], position: int) -> np.ndarray:
+        """Return the logits [T, V] after each of T more tokens, computed in one pass."""
+        return self._forward(ids, len(ids))
+
+    def _forward(self, ids: list[int], count: int) -> np.ndarray:
+        """Return the logits [n, V] after the last n tokens."""
+        given = self._torch.tensor([ids])  # [1, T]
+        cache = {self._cache_name: self._cache, "use_cache": True}
+        return self._model(given, **cache, logits_to_keep=count).logits[0].numpy()
 
     def reset(self) -> None:
         """Forget all tokens."""
@@ -120,16 +145,22 @@ class Tpimpi:
         """Return the logits [V] after one more token."""
         return self._engine.step([token], [position], [0], [0])[0]
 
+    def step_of(self, ids: list[int], position: int) -> np.ndarray:
+        """Return the logits [T, V] after each of T more tokens, computed in one pass."""
+        count = len(ids)
+        return self._engine.step(ids, range(position, position + count), [0] * count, range(count))
+
     def reset(self) -> None:
         """Forget all tokens."""
         self._engine.release(0)
 
 
 def run_tpimpi(
-    model: str, threads: int, prompt: int, context: int, flags: list[str], measure
+    model: str, threads: int, prompt: int, context: int, flags: list[str], logits: int, measure
 ) -> dict | None:
     """Load this rank's shard, call `measure(Tpimpi)` on rank 0 and return what it returns.
 
+    `prompt` are the most tokens of a pass, `logits` the most that one asks the logits of.
     `peak_bytes` of the result is the sum over all ranks. Collective; None on other ranks.
     """
     from tpimpi import launch
@@ -146,7 +177,8 @@ def run_tpimpi(
     group = Group(world)
     source = Source(group, model)
     shard, _ = source.shard(group)
-    session = load_session(group, source, shard, options.memory, Work(prompt, context), threads)
+    work = Work(prompt, context, logits=logits)
+    session = load_session(group, source, shard, options.memory, work, threads)
     result = None
     with session:
         if group.rank == 0:

@@ -27,6 +27,7 @@ def rows_of(programs: list[Program], found: dict, memory_rate: float | None) -> 
             for length in good[0]["first_seconds"]:
                 samples[f"first_{length}"] = [r["first_seconds"][length] for r in good]
             samples["decode"] = [seconds for r in good for seconds in r["token_seconds"]]
+            samples["step"] = [seconds for r in good for seconds in r["step_seconds"]]
             samples["peak"] = [r["peak_bytes"] for r in good if r["peak_bytes"]]
         figures = {key: statistics.median(values) for key, values in samples.items() if values}
         if "peak" in figures:
@@ -43,7 +44,7 @@ def rows_of(programs: list[Program], found: dict, memory_rate: float | None) -> 
 
 
 def agreement(programs: list[Program], found: dict, logits: Path) -> list[dict]:
-    """Compare each program's greedy ids and first logits with ours, from the first round."""
+    """Compare each program's likeliest ids and first logits with ours, from the first round."""
     base, result = None, []
     for program in programs:
         file = logits / f"{program.label}.npy"
@@ -63,8 +64,9 @@ def agreement(programs: list[Program], found: dict, logits: Path) -> list[dict]:
 
 def say_agreement(agreed: list[dict], ours: str) -> list[str]:
     """Return lines about who computes the same as ours."""
-    lines = [f"against {ours}: greedy ids that are the same from the first on; the largest "
-             "difference of the prompt's logits, in their standard deviations"]  # fmt: skip
+    lines = [f"against {ours}: ids, decoded and then of all tokens of the steps, that are the same "
+             "from the first on; the largest difference of the prompt's logits, in their standard "
+             "deviations"]  # fmt: skip
     for one in agreed:
         text = f"  {one['label']}: {one['same_ids']} of {one['of']} ids, {one['logits_apart']:.1e}"
         if one["exact"] and one["logits_apart"] > 1e-3:

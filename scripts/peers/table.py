@@ -24,12 +24,13 @@ class Metric:
         return f"{shown:.{max(self.decimals - fewer, 0)}f}"
 
 
-def metrics(prompts: Sequence[int]) -> list[Metric]:
-    """Return the columns of a comparison, for first tokens after prompts of these lengths."""
+def metrics(prompts: Sequence[int], step: int) -> list[Metric]:
+    """Return the columns: prompts of these lengths, a token, a step of so many, memory."""
     return [
         *(Metric(f"first_{n}", f"first token, {n}", "s", decimals=3) for n in sorted(prompts)),
         Metric("decode", "decode", "ms/token", 1e3, 1),
         Metric("of_memory", "of read rate", "", 1, 2, compared=False),
+        Metric("step", f"step of {step} tokens", "ms", 1e3, 1),
         Metric("peak", "peak memory", "MiB", 2**-20, 0),
     ]
 

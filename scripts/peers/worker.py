@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 MISSING = 3
+STEPS = 8  # that are timed, where steps are asked for
 
 
 def prompt_ids(count: int, vocab_size: int) -> list[int]:
@@ -25,16 +26,20 @@ def prompt_ids(count: int, vocab_size: int) -> list[int]:
 
 
 def measure(program, settings: dict) -> dict:
-    """Time prompts and single tokens on a program that has been warmed up by one pass.
+    """Time prompts, tokens and steps on a program that has been warmed up by a pass of each.
 
     Seconds from ids to the next id, by prompt length; seconds of each decoded token after the
-    shortest prompt; the ids.
+    shortest prompt; then seconds of each step: `step` more tokens of the same text in one pass, at
+    consecutive positions, with the logits of all, which is `tpimpi bench`'s step of as many rows.
+    The likeliest ids after the shortest prompt, each decoded token and each token of the steps.
     """
     import numpy as np
 
-    lengths = sorted(settings["prompts"], reverse=True)
-    ids = prompt_ids(lengths[0], settings["vocab_size"])
-    program.step(int(program.prefill(ids).argmax()), len(ids))
+    lengths, step = sorted(settings["prompts"], reverse=True), settings["step"]
+    ids = prompt_ids(max(lengths[0], step), settings["vocab_size"])
+    program.step(int(program.prefill(ids[: lengths[0]]).argmax()), lengths[0])
+    if step:
+        program.step_of(ids[:step], lengths[0] + 1)
     first, seconds, token = {}, [], 0
     for length in lengths:
         program.reset()
@@ -45,12 +50,26 @@ def measure(program, settings: dict) -> dict:
         if settings.get("logits") and length == lengths[-1]:
             np.save(settings["logits"], logits)
     generated = [token]
-    for position in range(lengths[-1], lengths[-1] + settings["tokens"]):
+    end = lengths[-1] + settings["tokens"]
+    for position in range(lengths[-1], end):
         start = time.perf_counter()
         token = int(program.step(token, position).argmax())
         seconds.append(time.perf_counter() - start)
         generated.append(token)
-    return {"first_seconds": first, "token_seconds": seconds, "ids": generated}
+    together = []
+    for number in range(STEPS if step else 0):
+        start = time.perf_counter()
+        likeliest = program.step_of(ids[:step], end + number * step).argmax(axis=1)  # [step]
+        together.append(time.perf_counter() - start)
+        generated += likeliest.tolist()
+    return {"first_seconds": first, "token_seconds": seconds, "step_seconds": together,
+            "ids": generated}  # fmt: skip
+
+
+def context_of(settings: dict) -> int:
+    """Return the most tokens that a text has in `measure`."""
+    prompts, step = settings["prompts"], settings["step"]
+    return max(max(prompts) + 1 + step, min(prompts) + settings["tokens"] + STEPS * step)
 
 
 def memory_rate(threads: int, mebibytes: int = 512, repeats: int = 25) -> float:
@@ -104,12 +123,13 @@ def run(settings: dict) -> dict | None:
     kind, threads = settings["program"], settings["threads"]
     if kind == "memory":
         return {"bytes_per_second": memory_rate(threads)}
-    prompt = max(settings["prompts"])
-    given = settings["model"], threads, prompt, prompt + settings["tokens"] + 1, settings["flags"]
+    step = settings["step"]
+    longest = max(*settings["prompts"], step)
+    given = settings["model"], threads, longest, context_of(settings), settings["flags"]
     if kind == "tpimpi":
         from peers.programs import run_tpimpi
 
-        result = run_tpimpi(*given, lambda program: measure(program, settings))
+        result = run_tpimpi(*given, max(1, step), lambda program: measure(program, settings))
     else:
         from peers.programs import LlamaCpp, Transformers
 
