@@ -88,7 +88,7 @@ def call_kernels(encodings: Iterable[str], threads: int) -> None:
 
 
 def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None]:
-    """Call one kernel after another."""
+    """Call one kernel after another, after the code that it calls."""
     from tpimpi.kernels.activation import silu_gate
     from tpimpi.kernels.append import append_kv
     from tpimpi.kernels.attention import PAGE, attention
@@ -96,12 +96,14 @@ def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None
     from tpimpi.kernels.norm import rmsnorm
     from tpimpi.kernels.panels import tile_of
     from tpimpi.kernels.rope import rope
+    from tpimpi.kernels.tiles import tile
     from tpimpi.kernels.tiling import widens
     from tpimpi.model.encoding import ENCODINGS, ROWS
 
     x = np.ones((tokens, HEAD_DIM), np.float32)
     out = np.empty_like(x)
     for encoding in encodings:
+        yield tile_of(encoding)
         nbytes = ENCODINGS[encoding].panel_bytes(HEAD_DIM)
         weights = np.zeros((HEAD_DIM // ROWS, nbytes), np.uint8)
         yield matmul(x, [(weights, out)], threads, encoding)
@@ -117,5 +119,6 @@ def _calls(encodings: Iterable[str], tokens: int, threads: int) -> Iterator[None
     table, slots = np.zeros((1, 1), np.int32), np.zeros(tokens, np.int32)
     positions, index = np.arange(tokens, dtype=np.int32), np.zeros(1, np.int32)
     yield append_kv(heads, heads, keys, values, table, positions, slots, threads)
+    yield tile()
     yield attention(heads, keys, values, table, positions, slots, np.empty_like(heads), index,
                     np.float32(1), threads)  # fmt: skip
