@@ -33,8 +33,9 @@ class Widening:
     """Emit sixteen weights of a panel as float32.
 
     `load(builder, panel, column)` gives the rows' numbers at a column, in the order of `rows`; it
-    gets the panel's address. `column_bytes` are the bytes of a column, or about so many: by these
-    memory is fetched ahead.
+    gets the panel's address. Products begin at multiples of `panels.CHUNK` columns and go on column
+    by column, so that blocks of columns may share what they need. `column_bytes` are the bytes of a
+    column, or about so many: by these memory is fetched ahead.
     """
 
     load: Callable

@@ -3,8 +3,8 @@
 A checkpoint has rows. Of a matrix on the tape a shard has panels: for each column sixteen rows side
 by side, so that a kernel keeps sixteen sums in a vector's lanes and reads memory in one stream.
 
-An encoding to come (packed, quantized) is one more entry here and one more widening in
-`tpimpi.kernels.matmul`; nothing else names an encoding, or knows what the bytes of a panel mean.
+An encoding to come (packed, quantized) is one more entry here and one more in
+`tpimpi.kernels.widening`; nothing else names an encoding, or knows what the bytes of a panel mean.
 """
 
 from __future__ import annotations
