@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tpimpi.kernels import panels, reference, tiling, tuning, widening
-from tpimpi.kernels.matmul import BATCH, MATRICES, matmul, scratch_floats
+from tpimpi.kernels.matmul import BATCH, MATRICES, matmul, scratch_floats, thread_floats
 from tpimpi.model.encoding import ENCODINGS, ROWS
 
 RANDOM = np.random.default_rng(7)
@@ -135,6 +135,19 @@ def test_several_matrices_in_one_call(threads, tokens):
             assert (bits(out) == bits(alone)).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matrices_without_panels_before_others(threads):
+    """A rank's matrices without rows come from the tape as nothing, without bytes of a panel."""
+    x = normal(3, 77)
+    w, _ = packed(normal(33, 77), "f16")
+    alone, out = np.empty((2, 3, 33), np.float32)
+    matmul(x, [(w, alone)], 1, "f16")
+    nothing = np.empty((0, 0), np.uint8), np.empty((3, 0), np.float32)
+    matmul(x, [nothing, nothing, (w, out)], threads, "f16")
+    assert (bits(out) == bits(alone)).all()
+    matmul(x, [nothing], threads, "f16")
+
+
 def test_the_error_is_small_where_many_columns_are_summed():
     """Below that of NumPy's own product: 28672 columns are what a 70B model sums."""
     x, values = normal(3, 28672), normal(32, 28672)
@@ -210,6 +223,31 @@ def test_tilings_are_measured_kept_and_used():
     assert tuning.from_json({"1": [99, 99, 99, False], "3": [*tiling.candidates(3)[0]]}) == {}
 
 
+def test_the_fastest_tiles_are_chosen(monkeypatch):
+    """By the shortest of their times: a slow one now and then says nothing."""
+    now, calls = 0.0, {}
+
+    def product(x, pairs, threads, encoding, how):
+        nonlocal now
+        key = len(x), how
+        calls[key] = calls.get(key, 0) + 1
+        fast = how == tiling.candidates(len(x))[-1]
+        now += 9 if calls[key] in (1, 7) else 1 if fast else 2
+
+    monkeypatch.setattr(tuning, "matmul", product)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now)
+    measured = tuning.measure("bf16", 1)
+    assert measured == {size: tiling.candidates(size)[-1] for size in tiling.SIZES}
+
+
+def test_it_is_known_who_widens_beforehand(monkeypatch):
+    wide = next(how for how in tiling.candidates(32) if how.wide)
+    measured = {("bf16", True): {1: tiling.candidates(1)[0], 32: wide}}
+    monkeypatch.setattr(tiling, "_measured", measured)
+    assert tiling.widens("bf16", 2) and tiling.widens("bf16", 3)
+    assert not tiling.widens("bf16", 1) and not tiling.widens("f16", 2)
+
+
 def test_sizes_between_go_by_the_next_larger(monkeypatch):
     monkeypatch.setattr(tiling, "_measured", {})
     monkeypatch.setattr(tiling, "_chosen", {})
@@ -230,6 +268,8 @@ def test_every_number_of_tokens_has_its_tiles(monkeypatch):
             monkeypatch.setattr(tiling, "_measured", {("bf16", False): {size: how}})
             monkeypatch.setattr(tiling, "_chosen", {})
             for tokens in range(1, BATCH + 1):
-                side, most, _, _ = tiling.tiling_for(tokens, 1, "bf16")
+                side, most, _, wide = tiling.tiling_for(tokens, 1, "bf16")
                 tiles = -(-tokens // most)
+                if wide:  # what is widened lies behind the sums
+                    assert thread_floats(tokens) >= side * ROWS * (tokens + panels.CHUNK)
                 assert {(side, tokens // tiles), (side, -(-tokens // tiles))} <= shapes
