@@ -1,5 +1,8 @@
 """Products over panels against NumPy: the same bits in whatever company, by whatever tiles."""
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 
@@ -146,6 +149,24 @@ def test_matrices_without_panels_before_others(threads):
     matmul(x, [nothing, nothing, (w, out)], threads, "f16")
     assert (bits(out) == bits(alone)).all()
     matmul(x, [nothing], threads, "f16")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_nothing_behind_the_last_panel_is_read(encoding):
+    """Whatever panels a tile lacks: a page follows whose reading would end the process."""
+    for count in range(1, 2 * tiling.MOST_SIDE):
+        w, _ = packed(normal(16 * count, 2048), encoding)
+        memory = mmap.mmap(-1, w.nbytes + mmap.PAGESIZE)
+        guarded = np.frombuffer(memory, np.uint8)
+        end = ctypes.c_void_p(guarded.ctypes.data + w.nbytes)
+        assert ctypes.CDLL(None).mprotect(end, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        there = guarded[: w.nbytes].reshape(w.shape)
+        there[...] = w
+        for tokens in (1, 2, 7, 26):
+            x, (expected, out) = normal(tokens, 2048), np.empty((2, tokens, 16 * count), np.float32)
+            matmul(x, [(w, expected)], 1, encoding)
+            matmul(x, [(there, out)], 1, encoding)
+            assert (bits(out) == bits(expected)).all()
 
 
 def test_the_error_is_small_where_many_columns_are_summed():
