@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numba import njit
 
+from tpimpi.bench import limits, summary
 from tpimpi.bench.limits import Spread
 from tpimpi.bench.workload import Pass, RankRates, prompt_passes, seconds_at_least, work_of
 from tpimpi.engine.warmup import call_kernels
@@ -60,6 +61,10 @@ def test_a_prompt_is_cut_into_chunks():
     cut = work_of(prompt_passes(20, 8), config, partition, "f32", [7])
     assert whole.flops == cut.flops and whole.memory_bytes < cut.memory_bytes
     assert cut.streamed_bytes == 21
+    # Two more passes over what all tokens need: of the last layer only keys' and values' matrices.
+    layer, keys_values = 4 * 64 * 80 + 3 * 64 * 160, 2 * 64 * 80
+    pages = 2 * 2 * 80 * (8 + 16)  # of both layers
+    assert cut.memory_bytes - whole.memory_bytes == 4 * (2 * (layer + keys_values) + pages)
 
 
 def test_the_slowest_node_counts():
@@ -71,6 +76,32 @@ def test_the_slowest_node_counts():
     assert least["memory"] == pytest.approx(
         max(work.memory_bytes[:2].sum() / 2, work.memory_bytes[2]) / 1e9
     )
+
+
+def test_arithmetic_counts_products_and_sums_of_the_best_shape(monkeypatch):
+    monkeypatch.setattr(limits, "_seconds", lambda group, repeats, work: np.ones((1, repeats)))
+    rates = limits.flop_rates(None, 1, "bf16", 2)
+    assert rates.tolist() == [[2 * max(t * n * k for t, n, k in limits.PRODUCTS)] * 2]
+
+
+def test_the_best_way_is_mostly_the_fastest_of_all_ranks():
+    steady, lucky = np.array([[3, 3, 3], [3, 3, 3]]), np.array([[1, 1, 9], [4, 4, 9]])
+    assert limits._best([lucky, steady]) is steady
+    assert limits._best([steady, lucky]) is steady
+
+
+def test_tiles_are_told_as_they_are_cut():
+    tiles = {
+        "1": {"side": 4, "most": 6, "ahead": 2048, "wide": False},
+        "8": {"side": 1, "most": 24, "ahead": 0, "wide": False},
+        "32": {"side": 2, "most": 12, "ahead": 1024, "wide": True},  # of three the largest
+    }
+    head, line = summary._tiles(tiles)
+    assert head.split() == ["tiles", "1", "8", "32", "tokens"]
+    assert line.split("   ")[1:] == ["", "4 x 1 + 2K", "1 x 8", "2 x 11"]
+    assert [head.index(f" {n}") + len(n) + 1 for n in tiles] == [
+        line.index(cell) + len(cell) for cell in ("4 x 1 + 2K", "1 x 8", "2 x 11")
+    ]
 
 
 def test_spread():

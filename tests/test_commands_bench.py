@@ -6,6 +6,7 @@ import pytest
 
 from program import DEMO, output, refused, run
 from tpimpi.bench import summary
+from tpimpi.kernels.tiling import Tiling, candidates
 
 FLAGS = ["--shape", "tiny", "--seconds", 3, "--repeats", 2, "--prompts", "3,20", "--context", 40]
 
@@ -22,6 +23,8 @@ def bench(mpirun, tmp_path_factory):
 def test_figures_agree(bench):
     result = bench[0]
     assert (result["ranks"], result["nodes"], result["sparse"]) == (3, 1, False)
+    for tokens, how in result["tiles"].items():
+        assert Tiling(**how) in candidates(int(tokens))
     limits = result["limits"]
     for key in ("memory_bytes_per_second", "flops_per_second", "disk_bytes_per_second"):
         assert 0 < limits[key]["low"] <= limits[key]["median"] <= limits[key]["high"]

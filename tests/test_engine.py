@@ -1,9 +1,11 @@
 """The flat, ragged batch: a token's logits are the same bits in whatever company."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import tpimpi
 from support import open_session
@@ -59,6 +61,34 @@ def test_bits_do_not_depend_on_chunk_or_company(
                 assert (found == np.array(expected)).all()
         session.finish()
     group.close()
+
+
+def test_a_matrix_of_another_encoding_beside_others(comm, references, shared_tmp):
+    """Keys' matrices in f32 between those in f16: the same numbers, and so the same bits."""
+    mixed = shared_tmp / "mixed"
+    if comm.rank == 0:
+        shutil.copytree(references / "llama31", mixed)
+        (path,) = mixed.glob("*.safetensors")
+        tensors = load_file(path)
+        for name in tensors:
+            if "k_proj" in name:
+                tensors[name] = tensors[name].astype(np.float32)
+        save_file(tensors, path, {"format": "pt"})
+    comm.Barrier()
+    logits = []
+    for directory in (references / "llama31", mixed):
+        session, group, _ = open_session(comm, directory, shared_tmp / directory.name)
+        with session:
+            if comm.rank == 0:
+                # Twice: in the first pass nothing lies in memory yet.
+                for slot in (0, 0):
+                    found = session.engine.step([3, 5, 7], range(3), [slot] * 3, range(3)).copy()
+                    session.engine.release(slot)
+                logits.append(found)
+            session.finish()
+        group.close()
+    if comm.rank == 0:
+        assert (logits[0] == logits[1]).all()
 
 
 def test_a_step_that_can_not_begin_is_told_to_nobody(comm, shared_tmp):

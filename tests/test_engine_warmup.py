@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tpimpi.comm.group import Group
 from tpimpi.engine import compilation, warmup
 from tpimpi.errors import MachineError
-from tpimpi.kernels import tiling, tuning
+from tpimpi.kernels import panels, tiling, tuning
 
 KERNELS = {"tiles_f16", "tiles_f32", "matmul_serial", "attention_tiles", "attention_serial",
            "rmsnorm_serial", "append_kv_serial", "rope_serial", "silu_gate_serial"}  # fmt: skip
@@ -58,6 +59,50 @@ def test_cold_cache(monkeypatch, tmp_path, capfd):
 
     monkeypatch.setattr(subprocess, "Popen", no_more)
     compilation.compile_missing(["f16"], [1], {0, 1}, True)
+
+
+def test_both_variants_are_compiled_where_threads_may_serve():
+    """Few tokens take the serial one whatever the threads; products and attention never do."""
+    with compilation._Child([(2, "f16")], [0]) as child:
+        names = set(child.answer())
+    parallel = {name.replace("_serial", "_parallel") for name in KERNELS}
+    assert names == (KERNELS | parallel) - {"matmul_serial", "attention_serial"}
+
+
+def test_each_mode_has_tilings_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tiling, "_measured", {})
+    monkeypatch.setattr(tiling, "_chosen", {})
+    serial, parallel = tiling.candidates(1)[1:3]
+    for mode, how in ((1, serial), (2, parallel)):
+        compilation._stamp(mode, "f16").write_text(json.dumps(tuning.to_json({1: how})))
+    for threads, how in ((1, serial), (2, parallel), (3, parallel)):
+        compilation.use_tilings(["f16"], threads)
+        assert tiling.tiling_for(1, threads, "f16") == how
+    assert tiling.tiling_for(1, 1, "f16") == serial
+
+
+@pytest.mark.parametrize(("mode", "cores", "threads"), [("1", 4, 1), ("2", 4, 4), ("2", 1, 2)])
+def test_each_mode_is_measured_with_its_threads(monkeypatch, mode, cores, threads):
+    asked = []
+    monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", 8)
+    monkeypatch.setattr("numba.set_num_threads", asked.append)
+    monkeypatch.setattr(tuning, "measure", lambda encoding, threads: asked.append(threads) or {})
+    assert compilation._measured(mode, "f16", cores) == {}
+    assert asked == [threads] * (1 if threads == 1 else 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_widens_beforehand_is_loaded_beforehand(monkeypatch, threads):
+    wide = next(how for how in tiling.candidates(32) if how.wide)
+    monkeypatch.setattr(tiling, "_measured", {("bf16", threads > 1): {32: wide}})
+    monkeypatch.setattr(tiling, "_chosen", {})
+    for mode in (1, 2):
+        loaded = []
+        monkeypatch.setattr(panels, "tile_of", loaded.append)
+        for _ in islice(warmup._calls(["bf16"], 1, mode), 2):
+            pass
+        assert loaded == (["f32"] if mode == threads else [])
 
 
 def test_a_stamp_knows_mode_encoding_cpu_and_place(monkeypatch, tmp_path):

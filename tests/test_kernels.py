@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import njit, types
+from numba import njit, types, vectorize
 
-from tpimpi.kernels import activation, matmul, norm, reference, rope, variants
+from tpimpi.kernels import activation, arithmetic, matmul, norm, reference, rope, variants
 from tpimpi.kernels.widening import f16_by_integers
 
 RANDOM = np.random.default_rng(5)
@@ -54,6 +54,19 @@ def test_kernels_import_nothing_of_the_package_but_kernels():
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 assert not name.startswith("tpimpi") or name.startswith("tpimpi.kernels"), path
+
+
+def test_exp_is_exact_to_about_one_ulp():
+    @vectorize(["float32(float32)"])
+    def exp(x):
+        return arithmetic.exp32(x)
+
+    x = np.linspace(-87.3, 88, 100_001).astype(np.float32)
+    np.testing.assert_allclose(exp(x), np.exp(x.astype(np.float64)), rtol=2e-7)
+    low, high = np.array([-87.4, -1000, -np.inf], np.float32), np.array([89, np.inf], np.float32)
+    assert (exp(low) == 0).all() and (exp(high) > 1e38).all()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(exp(np.float32(np.nan)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -1,10 +1,13 @@
 """Products over panels against NumPy: the same bits in whatever company, by whatever tiles."""
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 
 from tpimpi.kernels import panels, reference, tiling, tuning, widening
-from tpimpi.kernels.matmul import BATCH, MATRICES, matmul, scratch_floats
+from tpimpi.kernels.matmul import BATCH, MATRICES, matmul, scratch_floats, thread_floats
 from tpimpi.model.encoding import ENCODINGS, ROWS
 
 RANDOM = np.random.default_rng(7)
@@ -135,6 +138,37 @@ def test_several_matrices_in_one_call(threads, tokens):
             assert (bits(out) == bits(alone)).all()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_matrices_without_panels_before_others(threads):
+    """A rank's matrices without rows come from the tape as nothing, without bytes of a panel."""
+    x = normal(3, 77)
+    w, _ = packed(normal(33, 77), "f16")
+    alone, out = np.empty((2, 3, 33), np.float32)
+    matmul(x, [(w, alone)], 1, "f16")
+    nothing = np.empty((0, 0), np.uint8), np.empty((3, 0), np.float32)
+    matmul(x, [nothing, nothing, (w, out)], threads, "f16")
+    assert (bits(out) == bits(alone)).all()
+    matmul(x, [nothing], threads, "f16")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_nothing_behind_the_last_panel_is_read(encoding):
+    """Whatever panels a tile lacks: a page follows whose reading would end the process."""
+    for count in range(1, 2 * tiling.MOST_SIDE):
+        w, _ = packed(normal(16 * count, 2048), encoding)
+        memory = mmap.mmap(-1, w.nbytes + mmap.PAGESIZE)
+        guarded = np.frombuffer(memory, np.uint8)
+        end = ctypes.c_void_p(guarded.ctypes.data + w.nbytes)
+        assert ctypes.CDLL(None).mprotect(end, ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        there = guarded[: w.nbytes].reshape(w.shape)
+        there[...] = w
+        for tokens in (1, 2, 7, 26):
+            x, (expected, out) = normal(tokens, 2048), np.empty((2, tokens, 16 * count), np.float32)
+            matmul(x, [(w, expected)], 1, encoding)
+            matmul(x, [(there, out)], 1, encoding)
+            assert (bits(out) == bits(expected)).all()
+
+
 def test_the_error_is_small_where_many_columns_are_summed():
     """Below that of NumPy's own product: 28672 columns are what a 70B model sums."""
     x, values = normal(3, 28672), normal(32, 28672)
@@ -210,6 +244,31 @@ def test_tilings_are_measured_kept_and_used():
     assert tuning.from_json({"1": [99, 99, 99, False], "3": [*tiling.candidates(3)[0]]}) == {}
 
 
+def test_the_fastest_tiles_are_chosen(monkeypatch):
+    """By the shortest of their times: a slow one now and then says nothing."""
+    now, calls = 0.0, {}
+
+    def product(x, pairs, threads, encoding, how):
+        nonlocal now
+        key = len(x), how
+        calls[key] = calls.get(key, 0) + 1
+        fast = how == tiling.candidates(len(x))[-1]
+        now += 9 if calls[key] in (1, 7) else 1 if fast else 2
+
+    monkeypatch.setattr(tuning, "matmul", product)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now)
+    measured = tuning.measure("bf16", 1)
+    assert measured == {size: tiling.candidates(size)[-1] for size in tiling.SIZES}
+
+
+def test_it_is_known_who_widens_beforehand(monkeypatch):
+    wide = next(how for how in tiling.candidates(32) if how.wide)
+    measured = {("bf16", True): {1: tiling.candidates(1)[0], 32: wide}}
+    monkeypatch.setattr(tiling, "_measured", measured)
+    assert tiling.widens("bf16", 2) and tiling.widens("bf16", 3)
+    assert not tiling.widens("bf16", 1) and not tiling.widens("f16", 2)
+
+
 def test_sizes_between_go_by_the_next_larger(monkeypatch):
     monkeypatch.setattr(tiling, "_measured", {})
     monkeypatch.setattr(tiling, "_chosen", {})
@@ -230,6 +289,8 @@ def test_every_number_of_tokens_has_its_tiles(monkeypatch):
             monkeypatch.setattr(tiling, "_measured", {("bf16", False): {size: how}})
             monkeypatch.setattr(tiling, "_chosen", {})
             for tokens in range(1, BATCH + 1):
-                side, most, _, _ = tiling.tiling_for(tokens, 1, "bf16")
+                side, most, _, wide = tiling.tiling_for(tokens, 1, "bf16")
                 tiles = -(-tokens // most)
+                if wide:  # what is widened lies behind the sums
+                    assert thread_floats(tokens) >= side * ROWS * (tokens + panels.CHUNK)
                 assert {(side, tokens // tiles), (side, -(-tokens // tiles))} <= shapes

@@ -139,6 +139,10 @@ def test_residency_is_spread_evenly(shapes, share):
     tensors = tape(shapes)
     total = sum(t.nbytes for t in tensors)
     panels = spread(tensors, int(total * share))
+    for tensor in tensors:
+        keep, unit = panels.get(tensor.name, 0), READ_BYTES // max(tensor.panel_bytes, 1) or 1
+        whole = keep in (0, tensor.panels)
+        assert whole or (keep % unit == 0 and tensor.panels >= 2 * unit)  # of whole reads
     kept = passed = 0
     slack = 2 * READ_BYTES + max(t.panel_bytes for t in tensors) * 2
     for tensor in tensors:

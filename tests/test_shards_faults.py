@@ -194,6 +194,16 @@ def test_a_shard_of_an_older_format_in_the_cache_is_cut_anew(
     group.close()
 
 
+def test_a_write_that_ends_early_is_gone_on_with(tmp_path, monkeypatch):
+    def short(fd, data, at, plain=os.pwrite):
+        return plain(fd, data[:1000] if isinstance(data, memoryview) else data, at)
+
+    monkeypatch.setattr(writer_module.os, "pwrite", short)
+    shard = Shard(make(tmp_path / "shard.h5"))
+    shard.verify()
+    shard.close()
+
+
 def test_a_lock_on_a_file_that_was_finished_meanwhile_is_not_enough(tmp_path, monkeypatch):
     first, plain = begin(tmp_path / "shard.h5"), writer_module.fcntl.flock
     fill(first)
