@@ -10,6 +10,7 @@ from types import FunctionType
 
 import llvmlite.ir as ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tpimpi.kernels.emit import I64, Outlined
@@ -43,6 +44,8 @@ def function_address(name: str, choices: Mapping[int, Outlined]) -> int:
                 builder.call(code(builder), args[1 : 1 + code.arguments])
                 builder.branch(after)
             builder.position_at_end(wrong)
+            trap = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, trap, "llvm.trap"), [])
             builder.unreachable()
             builder.position_at_end(after)
             return context.get_dummy_value()

@@ -19,7 +19,7 @@ from tpimpi.kernels.tiling import MOST_SIDE, WIDE, Tiling, tiling_for
 from tpimpi.kernels.tokens import first_of, groups_of, lay_out
 from tpimpi.kernels.variants import inner, variant
 
-BATCH = 256  # tokens that are laid out at once
+BATCH = 256  # tokens that are laid out at once, at most
 MATRICES = 3  # that one call multiplies with the same x, at most
 _TASK_BYTES = 512 << 10  # that a thread takes at a time
 _EACH = 6  # numbers in the table for a matrix: see `_describe`
@@ -130,8 +130,10 @@ _thread_floats = inner(thread_floats)
 
 def _serial(x, w0, out0, w1, out1, w2, out2, how, tasks, work):
     columns, packed = x.shape[1], _thread_floats(min(x.shape[0], BATCH))
-    for start in range(0, x.shape[0], BATCH):
-        tokens = min(BATCH, x.shape[0] - start)
+    batches = groups_of(x.shape[0], BATCH)  # equal ones: there are no tiles for any few tokens left
+    for batch in range(batches):
+        start = first_of(batch, batches, x.shape[0])
+        tokens = first_of(batch + 1, batches, x.shape[0]) - start
         table = _table(w0, out0, w1, out1, w2, out2, start)
         if tokens > 1:
             lay_out(x, start, tokens, how[3], work, packed, 0, 1)
@@ -142,9 +144,10 @@ def _serial(x, w0, out0, w1, out1, w2, out2, how, tasks, work):
 
 def _parallel(x, w0, out0, w1, out1, w2, out2, how, tasks, work, threads):
     columns, each = x.shape[1], _thread_floats(min(x.shape[0], BATCH))
-    packed = threads * each
-    for start in range(0, x.shape[0], BATCH):
-        tokens = min(BATCH, x.shape[0] - start)
+    packed, batches = threads * each, groups_of(x.shape[0], BATCH)
+    for batch in range(batches):
+        start = first_of(batch, batches, x.shape[0])
+        tokens = first_of(batch + 1, batches, x.shape[0]) - start
         table = _table(w0, out0, w1, out1, w2, out2, start)
         if tokens > 1 and tokens * columns <= _ALONE:
             lay_out(x, start, tokens, how[3], work, packed, 0, 1)

@@ -32,7 +32,8 @@ def test_figures_agree(bench):
     assert set(result["modes"]) == {"window", "budget", "resident"}
     for mode in result["modes"].values():
         times = {(t["kind"], t["tokens"]): t for t in mode["times"]}
-        assert list(times) == [*(("step", n) for n in (1, 2, 4, 8)), ("prompt", 3), ("prompt", 20)]
+        steps = [("step", n) for n in (1, 2, 4, 8, 16)]
+        assert list(times) == [*steps, ("prompt", 3), ("prompt", 20)]
         assert times["prompt", 20]["passes"] == 2 and times["step", 8]["passes"] == 1
         for time in times.values():
             least = time["least_seconds"]

@@ -1,6 +1,8 @@
 """Compiling: on all cores, each kernel once, from the right sources; told when it fails."""
 
 import json
+import os
+import pickle
 import subprocess
 from itertools import islice
 from pathlib import Path
@@ -100,9 +102,9 @@ def test_what_widens_beforehand_is_loaded_beforehand(monkeypatch, threads):
     for mode in (1, 2):
         loaded = []
         monkeypatch.setattr(panels, "tile_of", loaded.append)
-        for _ in islice(warmup._calls(["bf16"], 1, mode), 2):
-            pass
-        assert loaded == (["f32"] if mode == threads else [])
+        calls = warmup._calls(["bf16"], 1, mode)
+        list(islice(calls, 3))  # the tiles, a product, and what comes then
+        assert loaded == ["bf16", *(["f32"] if mode == threads else [])]
 
 
 def test_a_stamp_knows_mode_encoding_cpu_and_place(monkeypatch, tmp_path):
@@ -166,6 +168,20 @@ def test_a_failure_on_one_rank_is_raised_on_all(monkeypatch, comm):
     with pytest.raises(MachineError, match="no compiler") as caught:
         warmup.warm_up(group, ["f16"], 1)
     assert caught.value.agreed
+    group.close()
+
+
+@pytest.mark.parametrize("error", [EOFError("Ran out of input"), pickle.UnpicklingError("cut")])
+def test_damaged_kernels_are_told_with_a_way_out(monkeypatch, comm, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(warmup, "compile_missing", lambda *_: None)
+    monkeypatch.setattr(warmup, "call_kernels", fail)
+    group = Group(comm)
+    with pytest.raises(MachineError, match="damaged .* remove that folder") as caught:
+        warmup.warm_up(group, ["f16"], 1)
+    assert caught.value.agreed and os.environ["NUMBA_CACHE_DIR"] in str(caught.value)
     group.close()
 
 

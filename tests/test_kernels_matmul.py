@@ -113,7 +113,7 @@ def test_bits_do_not_depend_on_the_tiles(threads):
     """Whether a chunk is widened before or in each tile, and for few or many panels at a time."""
     columns, rows = 300, 85
     w, _ = packed(normal(rows, columns), "bf16")
-    for tokens in (1, 2, 3, 6, 7, 24, 25, 61):
+    for tokens in (1, 2, 3, 6, 7, 24, 25, 61, BATCH + 1, BATCH + 4, 2 * BATCH + 3):
         x = normal(tokens, columns)
         usual = np.empty((tokens, rows), np.float32)
         matmul(x, [(w, usual)], 1, "bf16")

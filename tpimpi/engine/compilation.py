@@ -79,8 +79,8 @@ def use_tilings(encodings: Iterable[str], threads: int) -> None:
     for encoding in encodings:
         try:
             measured = tuning.from_json(json.loads(_stamp(min(threads, 2), encoding).read_text()))
-        except (OSError, ValueError):
-            continue  # as a guess they are right, too
+        except (OSError, ValueError, RecursionError):
+            continue  # damaged: a guess will do
         tiling.use({(encoding, threads > 1): measured})
 
 

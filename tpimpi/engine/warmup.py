@@ -6,6 +6,7 @@ What isn't there yet is compiled first, on each node once, see `compilation`.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Iterable, Iterator
 
@@ -40,8 +41,19 @@ def warm_up(group: Group, encodings: Iterable[str], threads: int) -> None:
     _rest_until_all_are_here(group)
     group.agree(error)
     use_tilings(names, threads)
-    call_kernels(names, threads)
+    with group.together():
+        _load(names, threads)
     group.node.Barrier()
+
+
+def _load(encodings: Iterable[str], threads: int) -> None:
+    try:
+        call_kernels(encodings, threads)
+    except (pickle.UnpicklingError, EOFError) as error:  # as numba puts it
+        raise MachineError(
+            f"compiled kernels in {os.environ['NUMBA_CACHE_DIR']} are damaged ({describe(error)}); "
+            "remove that folder, and they are compiled again"
+        ) from error
 
 
 def _start_threads(threads: int) -> None:
