@@ -153,6 +153,10 @@ def test_verify_finds_a_flipped_byte(mpirun, tmp_path):
     folder = ["--save-dir", str(tmp_path)]
     assert run(mpirun, 2, "convert", "--model", DEMO, *folder).returncode == 0
     path = tmp_path / "shard-1-of-2.h5"
+    path.rename(tmp_path / "kept")
+    shutil.copy(tmp_path / "shard-0-of-2.h5", path)  # whole, but another rank's
+    refused(run(mpirun, 2, "verify", "--model", DEMO, *folder), 2, "is the shard of rank 0")
+    (tmp_path / "kept").rename(path)
     shard = Shard(path)
     with path.open("r+b") as file:
         file.seek(shard["head"].offset + 77)

@@ -57,15 +57,19 @@ def _tiles(found: dict) -> list[str]:
         parts = -(-int(tokens) // tile["most"])
         cell = f"{tile['side']} x {-(-int(tokens) // parts)}"
         if parts == 1 and tile["ahead"]:
-            cell += f" + {tile['ahead'] // 1024}K"
+            cell += f" + {tile['ahead'] // 1024}"
         cells.append((tokens, cell))
     widths = [max(map(len, pair)) + 3 for pair in cells]
+    titles = "tiles of products, tokens", "  panels x tokens + KiB"
     return [
-        f"{'tiles':28s}" + "".join(f"{t:>{w}s}" for (t, _), w in zip(cells, widths, strict=True))
-        + "   tokens",
-        f"{'  panels x tokens + ahead':28s}"
-        + "".join(f"{c:>{w}s}" for (_, c), w in zip(cells, widths, strict=True)),
-    ]  # fmt: skip
+        *(
+            f"{title:28s}"
+            + "".join(f"{cell[i]:>{w}s}" for cell, w in zip(cells, widths, strict=True))
+            for i, title in enumerate(titles)
+        ),
+        "tiles: panels of 16 rows times tokens that are computed at once (many tokens are cut into "
+        "equal\nparts), and how far ahead weights are fetched; measured when kernels were compiled",
+    ]
 
 
 def _memory(result: dict) -> list[str]:

@@ -45,9 +45,12 @@ def run(options: Options, group, threads: int) -> None:
         if not path.exists():
             raise UserError(f"{path} does not exist; `tpimpi convert` makes the shards")
         shard = Shard(path)
-        shard.verify(speaks=group.rank == 0)
+        try:
+            shard.check(source.identity(group))
+            shard.verify(speaks=group.rank == 0)
+        finally:
+            shard.close()
         count = len(shard.tensors)
-        shard.close()
         waiting.begin()
     counts = group.comm.gather(count)
     if group.rank == 0:

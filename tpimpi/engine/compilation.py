@@ -55,8 +55,10 @@ def compile_missing(
 ) -> None:
     """Compile what is not yet in numba's cache for these encodings, with 1 thread, with 2, or both.
 
-    Other programs may do the same at the same time: what they write is equal. Raises MachineError.
+    Other programs may do the same at the same time: what they write is equal. Raises MachineError,
+    and OSError where the cache can't be written.
     """
+    Path(os.environ["NUMBA_CACHE_DIR"]).mkdir(parents=True, exist_ok=True)  # sooner than afterwards
     pairs = [(mode, encoding) for mode in sorted(modes) for encoding in sorted(encodings)]
     missing = [pair for pair in pairs if not _stamp(*pair).exists()]
     if missing:
@@ -204,7 +206,8 @@ class _Child:
             last = f"it was killed, as is done where memory is short; it needs {size(CHILD_BYTES)}"
         elif code < 0:
             last = f"{signal.Signals(-code).name}: {last}"
-        return MachineError(f"a process that compiled the kernels failed: {last}")
+        into = os.environ["NUMBA_CACHE_DIR"]
+        return MachineError(f"a process that compiled the kernels into {into} failed: {last}")
 
 
 def serve(files: list[str], cores: list[int], pairs: list[tuple[int, str]]) -> None:

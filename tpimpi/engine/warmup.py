@@ -37,7 +37,10 @@ def warm_up(group: Group, encodings: Iterable[str], threads: int) -> None:
         except (UserError, MachineError) as e:
             error = e
         except OSError as e:
-            error = MachineError(f"the kernels can't be compiled: {describe(e)}")
+            error = MachineError(
+                f"the kernels can't be compiled: {describe(e)}; set XDG_CACHE_HOME to a folder "
+                "that can be written and has some MiB free"
+            )
     _rest_until_all_are_here(group)
     group.agree(error)
     use_tilings(names, threads)

@@ -11,7 +11,7 @@ from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
 from tpimpi.shards.conversion import ensure_shards
-from tpimpi.shards.layout import shards_folder
+from tpimpi.shards.layout import Identity, shards_folder
 from tpimpi.shards.shard import Shard
 
 
@@ -45,8 +45,13 @@ class Source:
         )
         self.config = ModelConfig.from_json(text)
         self.partition = Partition.of(self.config, [1] * group.size)
-        self._named = bool(save_dir)
+        self._named, self._fingerprint = bool(save_dir), fingerprint
         self.folder = Path(save_dir or shards_folder(fingerprint, self.partition))
+
+    def identity(self, group: Group) -> Identity:
+        """Return what this rank's shard must agree on."""
+        cut, config = self.partition.to_json(), self.config.to_json()
+        return Identity(self._fingerprint, cut, group.rank, group.size, config)
 
     def shard(self, group: Group, again: bool = False) -> tuple[Shard, bool]:
         """Open this rank's shard, cutting the checkpoint where it is missing (collective).
