@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tpimpi.kernels.panels import TILES
 
 SIZES = (1, 2, 4, 8, 16, 32, 128)  # tokens for which tiles are measured; others go by the next
-AHEADS = (1024, 0, 2048, 4096)  # bytes by which one tile fetches weights; 0: the machine alone does
+AHEADS = (0, 1024, 2048, 4096)  # bytes by which one tile fetches weights; 0: the machine alone does
 MOST_SIDE = max(side for side, _, _ in TILES)
 WIDE = 17  # tokens from which widening a chunk beforehand may pay
 

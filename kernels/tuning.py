@@ -16,7 +16,7 @@ from tpimpi.kernels.widening import WIDENINGS
 _COLUMNS = 2048
 _PASSES, _PASS_BYTES = 8, 16 << 20  # of weights, each time others: no cache has them
 _MANY, _LESS = 32, 4  # tokens from which arithmetic binds, and so fewer of the weights do
-_REPEATS = 7  # of which the shortest counts
+_REPEATS, _SECONDS = 7, 0.015  # of each way, at least; the shortest repeat counts
 _CLEARLY = 0.97  # of the guess's time: what is hardly faster may be so by chance
 
 
@@ -33,14 +33,18 @@ def measure(encoding: str, threads: int) -> dict[int, Tiling]:
         some = panels // _LESS if tokens >= _MANY else panels
         x = np.ones((tokens, _COLUMNS), np.float32)  # [T, K]
         out = np.empty((tokens, some * ROWS), np.float32)  # [T, N]
-        best: dict[Tiling, float] = {}
-        for _ in range(_REPEATS):  # in turn, so that a change of the machine's speed meets all
-            for tiling in (c for c in candidates(tokens) if narrow or not c.wide):
+        ways = [tiling for tiling in candidates(tokens) if narrow or not tiling.wide]
+        best, repeats = dict.fromkeys(ways, np.inf), 0
+        end = time.perf_counter() + _SECONDS * len(ways)
+        # In turn, so that a change of the machine's speed meets all.
+        while repeats < _REPEATS or time.perf_counter() < end:
+            for tiling in ways:
                 start = time.perf_counter()
                 matmul(x, [(weights[turn % _PASSES, :some], out)], threads, encoding, tiling)
-                best[tiling] = min(best.get(tiling, np.inf), time.perf_counter() - start)
+                best[tiling] = min(best[tiling], time.perf_counter() - start)
                 turn += 1
-        guess, fastest = next(iter(best)), min(best, key=best.get)
+            repeats += 1
+        guess, fastest = ways[0], min(best, key=best.get)
         found[tokens] = fastest if best[fastest] < _CLEARLY * best[guess] else guess
     return found
 
