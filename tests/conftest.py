@@ -106,3 +106,14 @@ def mpirun():
     """The launcher's command line, to which `-np N` is added."""
     beside = Path(sys.executable).with_name("mpirun")
     return os.environ.get("TPIMPI_TEST_MPIRUN", str(beside)).split()
+
+
+@pytest.fixture
+def group(comm, shared_tmp, monkeypatch):
+    """All ranks with a cache of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_tmp / "cache"))
+    from tpimpi.comm.group import Group
+
+    group = Group(comm)
+    yield group
+    group.close()

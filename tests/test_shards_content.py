@@ -10,7 +10,6 @@ import pytest
 
 from tpimpi.checkpoint import fingerprint
 from tpimpi.checkpoint.weights import Checkpoint
-from tpimpi.comm.group import Group
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
@@ -20,15 +19,6 @@ from tpimpi.shards.source import Source
 from tpimpi.shards.writer import ShardWriter
 
 EMBEDDING = "model.embed_tokens.weight"
-
-
-@pytest.fixture
-def group(comm, shared_tmp, monkeypatch):
-    """All ranks with a cache of their own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_tmp / "cache"))
-    group = Group(comm)
-    yield group
-    group.close()
 
 
 @pytest.fixture

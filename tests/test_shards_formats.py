@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 import pytest
 
-from tpimpi.comm.group import Group
 from tpimpi.errors import UserError
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.shapes import shape_config
@@ -67,15 +66,6 @@ def to_format_2(shard):
         page = f"tpimpi shard, format 2\n{json.dumps(seal)}\n".encode().ljust(PAGE - 4, b"\0")
         file.seek(0)
         file.write(page + zlib.crc32(page).to_bytes(4, "little"))
-
-
-@pytest.fixture
-def group(comm, shared_tmp, monkeypatch):
-    """All ranks with a cache of their own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_tmp / "cache"))
-    group = Group(comm)
-    yield group
-    group.close()
 
 
 def made_old(group, source, everywhere=True):

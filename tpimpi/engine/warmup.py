@@ -38,8 +38,8 @@ def warm_up(group: Group, encodings: Iterable[str], threads: int) -> None:
             error = e
         except OSError as e:
             error = MachineError(
-                f"the kernels can't be compiled: {describe(e)}; set XDG_CACHE_HOME to a folder "
-                "that can be written and has some MiB free"
+                f"the kernels can't be compiled: {describe(e)}; name a folder that can be written "
+                "and has some MiB free by XDG_CACHE_HOME, or by NUMBA_CACHE_DIR where that is set"
             )
     _rest_until_all_are_here(group)
     group.agree(error)
