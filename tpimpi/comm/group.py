@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 import numpy as np
 from mpi4py import MPI
 
-from tpimpi.comm.allreduce import STRATEGIES
+from tpimpi.comm.allreduce import Exchange
+from tpimpi.comm.sums import AUTO, Sums
 from tpimpi.errors import MachineError, UserError, describe
 
 CHUNK = 8 << 20  # bytes in one message: far below MPI's 2^31 limit, and small beside any budget
 TRIES, NAPS = 20, (20e-6, 200e-6)  # looks before the first nap; seconds of the naps
 PATIENCE = 30.0  # seconds that a rank that leaves waits for the others to hear of it
-SUM_BYTES = 1 << 20  # of one sum: MPI takes as much memory again for what it receives
+DIRECT_BYTES = 256 << 10  # up to which rank 0 sends to each rank itself, in one hop
+STEP_TAG, LOGITS_TAG = 3, 4
 
 
 class Group:
@@ -25,15 +28,17 @@ class Group:
     Collective to make and to `close()`.
     """
 
-    def __init__(self, comm: MPI.Comm, strategy: str = "mpi"):
+    def __init__(self, comm: MPI.Comm):
         self.comm = comm.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
         self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.host = socket.gethostname()
-        self.network_seconds = 0.0
+        self.network_seconds = 0.0  # in sums and in gathering logits
+        self.late_seconds = 0.0  # of those: beyond what they take where no rank is late
+        self.idle_seconds = 0.0  # until rank 0 has told the next step
         self.on_wait: Callable[[float, float], None] | None = None  # told begin and end of each
         self.patient = False  # whether to sleep, not to spin, until the others come
-        self._merge = STRATEGIES[strategy]
+        self.sums = Sums(Exchange(self.comm, self._wait, self._meet))
         self.left = False  # whether a rank has told that it leaves
         self._unheard: tuple = ()  # what MPI may still write to
 
@@ -53,25 +58,30 @@ class Group:
         if self.size == 1:
             return
         start = time.perf_counter()
-        if self.patient:
-            self._meet()
-        flat = buffer.reshape(-1)
-        for at in range(0, flat.size, SUM_BYTES // 4):
-            self._merge(self.comm, flat[at : at + SUM_BYTES // 4])
-        self._waited(start)
+        self.sums(buffer.reshape(-1))
+        self._waited(start, self.sums.seconds_alone(buffer.nbytes))
 
-    def _waited(self, start: float) -> None:
+    def _waited(self, start: float, alone: float = math.inf) -> None:
         end = time.perf_counter()
         self.network_seconds += end - start
+        self.late_seconds += max(end - start - alone, 0.0)
         if self.on_wait is not None:
             self.on_wait(start, end)
 
+    def _wait(self, requests: list[MPI.Request]) -> None:
+        """Wait until all of some messages have passed."""
+        if self.patient:
+            self.rest_until(lambda: MPI.Request.Testall(requests))
+        else:
+            MPI.Request.Waitall(requests)
+
     def _meet(self) -> None:
-        """Sleep until all ranks are here (collective): the sum that follows then hardly waits.
+        """Sleep until all ranks are here (collective): what follows in MPI then hardly waits.
 
         MPI's own waiting keeps a core busy, which readers and other ranks would have used.
         """
-        self.rest_until(self.comm.Ibarrier().Test)
+        if self.patient:
+            self.rest_until(self.comm.Ibarrier().Test)
 
     def rest_until(self, ready: Callable[[], bool]) -> None:
         """Sleep until `ready`, in naps."""
@@ -83,14 +93,27 @@ class Group:
             time.sleep(nap)
             nap = min(1.5 * nap, NAPS[1])
 
-    def warm_up(self) -> None:
-        """Let MPI take the memory that sums will need (collective)."""
-        self.allreduce(np.zeros(SUM_BYTES // 4, np.float32))
+    def settle_sums(self, strategy: str = AUTO, row: int = 1) -> None:
+        """Choose how sums of rows of `row` numbers are merged, see `Sums.settle` (collective).
+
+        MPI then has the memory that they need.
+        """
+        self.sums.settle(strategy, row)
 
     def bcast(self, buffer: np.ndarray) -> None:
         """Send rank 0's buffer to all (collective). Its time is rank 0's, not the network's."""
-        if self.size > 1:
+        if self.size == 1:
+            return
+        start = time.perf_counter()
+        if buffer.nbytes > DIRECT_BYTES:
+            self._meet()
             self.comm.Bcast(buffer, root=0)
+        elif self.rank == 0:  # MPI would pass it on from rank to rank, each a hop later
+            self._wait([self.comm.Isend(buffer, rank, STEP_TAG) for rank in range(1, self.size)])
+        else:
+            self._wait([self.comm.Irecv(buffer, 0, STEP_TAG)])
+        if self.rank:
+            self.idle_seconds += time.perf_counter() - start
 
     def agree(self, error: BaseException | None) -> None:
         """Raise the first rank's error on every rank, or nothing anywhere (collective).
@@ -170,8 +193,16 @@ class Group:
             out[...] = part
             return
         start = time.perf_counter()
-        offsets = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        for row in range(part.shape[0]):
-            into = [out[row], counts, offsets, MPI.FLOAT] if self.rank == 0 else None
-            self.comm.Gatherv(part[row], into, root=0)
+        if self.rank:
+            self._wait([self.comm.Isend(row, 0, LOGITS_TAG) for row in part])
+        else:
+            ends = np.cumsum(counts)  # of each rank's columns
+            out[:, : ends[0]] = part
+            self._wait(
+                [
+                    self.comm.Irecv(row[ends[rank] - counts[rank] : ends[rank]], rank, LOGITS_TAG)
+                    for row in out
+                    for rank in range(1, self.size)
+                ]
+            )
         self._waited(start)

@@ -86,7 +86,7 @@ def run(options: Options, group, threads: int) -> None:
     tapes = [tape_layout(pieces(config, mine), encoding_of) for mine in partition.ranks]
     encodings = {tensor.encoding for tape in tapes for tensor in tape.values()}
     warm_up(group, encodings, threads)
-    group.warm_up()
+    group.settle_sums(row=config.hidden_size)
     plans, requests = _plans(
         group, config, partition, tapes, options.memory, work, threads, tokenizer
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tpimpi.engine.step import StepMessage
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import RankCut
 
@@ -22,7 +23,7 @@ def buffer_shapes(
     dim, head_dim = config.hidden_size, config.head_dim
     heads, kv_heads, columns = len(mine.q_heads), len(mine.kv_heads), len(mine.columns)
     return {
-        "hidden": (tokens, dim),
+        "message": (1, StepMessage.words(tokens, dim)),
         "normed": (tokens, dim),
         "partial": (tokens, dim),
         "q": (tokens, heads * head_dim),
@@ -49,7 +50,7 @@ def buffer_bytes(config: ModelConfig, mine: RankCut, tokens: int, logits: int) -
 class Buffers:
     """The buffers of one rank, all float32."""
 
-    hidden: np.ndarray  # [T, D]
+    message: np.ndarray  # [1, .], in which hidden [T, D] lies
     normed: np.ndarray  # [T, D]
     partial: np.ndarray  # [T, D]
     q: np.ndarray  # [T, H_loc Hd]

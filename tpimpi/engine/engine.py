@@ -10,8 +10,7 @@ import numpy as np
 from tpimpi.comm.group import Group
 from tpimpi.engine.forward import Batch, Model
 from tpimpi.engine.sampler import Sampler, check_logits
-
-STOP, STEP, RELEASE, FAIL = 0, 1, 2, 3
+from tpimpi.engine.step import FAIL, RELEASE, STOP
 
 
 class Engine:
@@ -21,14 +20,12 @@ class Engine:
         self._group, self._model = group, model
         self.on_pass: Callable[[float, float], None] | None = None  # told begin and end of each
         self.failed = False  # whether a pass was left half-way
-        self._header = np.zeros(4, np.int64)  # operation, T, n, slot
         self._rows = np.zeros(4 * model.max_tokens, np.int32)  # as in a Batch, one after another
 
     def serve(self) -> bool:
         """Do what rank 0 says until it stops; return whether it failed (ranks other than 0)."""
         while True:
-            self._group.bcast(self._header)
-            operation, tokens, count, slot = (int(value) for value in self._header)
+            operation, tokens, count, slot = self._model.message.hear(self._group)
             if operation == FAIL:
                 return True
             if operation == STOP:
@@ -45,12 +42,12 @@ class Engine:
         After a pass that was left half-way here they are within it, and can't be told.
         """
         if not self.failed:
-            self._tell(FAIL if failed else STOP)
+            self._model.message.tell(self._group, FAIL if failed else STOP)
 
     def release(self, slot: int) -> None:
         """Forget a sequence on all ranks (rank 0)."""
         if not self.failed:
-            self._tell(RELEASE, slot=slot)
+            self._model.message.tell(self._group, RELEASE, slot)
             self._model.cache.release(slot)
 
     def step(
@@ -69,7 +66,8 @@ class Engine:
         rows[2 * tokens : 3 * tokens] = rows[:tokens] + 1 if lengths is None else lengths
         rows[3 * tokens :] = selected
         self._model.embed(ids)
-        self._tell(STEP, tokens, count)  # the others wait for what can't fail any more
+        # Last, as the others wait for what can't fail any more.
+        self._model.message.tell_step(self._group, tokens, rows)
         logits = self._run(tokens, count)
         self._check()
         return logits
@@ -122,14 +120,8 @@ class Engine:
         if self._model.failure is not None:
             raise self._model.failure
 
-    def _tell(self, operation: int, tokens: int = 0, count: int = 0, slot: int = 0) -> None:
-        self._header[:] = operation, tokens, count, slot
-        self._group.bcast(self._header)
-
     def _run(self, tokens: int, count: int) -> np.ndarray | None:
-        rows = self._rows[: 3 * tokens + count]
-        self._group.bcast(rows)
-        self._group.bcast(self._model.hidden[:tokens])
+        rows = self._model.message.rows(tokens, count)
         parts = np.split(rows, (tokens, 2 * tokens, 3 * tokens))
         start = time.perf_counter()
         self.failed = True

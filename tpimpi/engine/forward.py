@@ -16,6 +16,7 @@ from tpimpi.comm.group import Group
 from tpimpi.engine.buffers import Buffers
 from tpimpi.engine.kvcache import KVCache
 from tpimpi.engine.layers import Layer, Projection, layers_of, projection
+from tpimpi.engine.step import StepMessage
 from tpimpi.errors import MachineError, describe
 from tpimpi.kernels.activation import silu_gate
 from tpimpi.kernels.append import append_kv
@@ -68,7 +69,8 @@ class Model:
         self._norm_weight = shard.widened("norm")  # [D]
         self._head_projection = projection(shard, "head")
         self.buffers = Buffers.allocate(config, mine, max_tokens, max_logits)
-        self.hidden = self.buffers.hidden  # [T, D]
+        self.message = StepMessage(self.buffers.message, max_tokens, config.hidden_size)
+        self.hidden = self.message.hidden  # [T, D]
         self.failure: Exception | None = None  # the first product's that had no weights
 
     def embed(self, ids: np.ndarray) -> None:

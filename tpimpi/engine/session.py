@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tpimpi.comm.group import Group
+from tpimpi.comm.sums import AUTO
 from tpimpi.engine import figures
 from tpimpi.engine.engine import Engine
 from tpimpi.engine.forward import Model
@@ -88,18 +89,18 @@ class Session:
 
 def load_session(
     group: Group, source: Source | SyntheticSource, shard: Shard, request: MemoryRequest,
-    work: Work, threads: int, tokenizer: int = 0,
+    work: Work, threads: int, tokenizer: int = 0, allreduce: str = AUTO,
 ) -> Session:  # fmt: skip
     """Return a Session for `work` within the memory that `request` allows (collective).
 
-    `tokenizer` are the bytes that one has taken on this rank. Raises UserError on all ranks where
+    `allreduce` names how sums are merged, see `comm.sums`. `tokenizer` are the bytes that one has taken on this rank. Raises UserError on all ranks where
     the budget is too small for it.
     """
     config, mine = source.config, source.partition.ranks[group.rank]
     names = [piece.name for piece in pieces(config, mine) if piece.streamed]
     stored = {name: shard[name] for name in names}
     warm_up(group, {tensor.encoding for tensor in shard.tensors}, threads)
-    group.warm_up()
+    group.settle_sums(allreduce, config.hidden_size)
     plan = plan_memory(
         group, needs_of(config, mine, stored, work, threads, tokenizer), request, work
     )
