@@ -121,9 +121,15 @@ def test_report(mpirun, tmp_path):
     report = json.loads(file.read_text())
     assert [rank["rank"] for rank in report["ranks"]] == [0, 1, 2]
     for rank in report["ranks"]:
-        parts = [rank[f"{part}_seconds"] for part in ("compute", "disk_wait", "network")]
+        parts = [rank[f"{part}_seconds"] for part in ("compute", "disk_wait", "network", "idle")]
         assert sum(parts) == pytest.approx(rank["seconds"], rel=0.01)
+        assert 0 <= rank["late_seconds"] <= rank["network_seconds"]
+        assert rank["allreduce_alone_seconds"] > 0
+        assert set(rank["allreduce"].split("/")) <= {"mesh", "star", "scatter", "ring"}
         assert rank["streamed_bytes_per_pass"] > 0 == rank["resident_bytes"]
+    figures = report["figures"]
+    assert figures["bound_by"] in ("compute", "disk", "network") and 0 < figures["bound_share"] <= 1
+    assert figures["last_rank"] in (0, 1, 2)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")

@@ -81,7 +81,10 @@ class Bench:
         with Waiting(f"bench: {mode}: loading", group.rank) as waiting:
             waiting.begin()
             request, shard = self.request(mode), self._shard()
-            session = load_session(group, self.source, shard, request, self.work, self.threads)
+            session = load_session(
+                group, self.source, shard, request, self.work, self.threads,
+                allreduce=self.settings.allreduce,
+            )  # fmt: skip
         seconds, disk = {}, _Disk(group, session.tape, self._names(), self.source.sparse)
         with session:
             engine, model = session.engine, session.model

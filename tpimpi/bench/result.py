@@ -93,6 +93,7 @@ def _mode(measured: dict, disk: np.ndarray, rows: list[dict]) -> dict:
         "context": figures[0].context,
         "disk_bytes_per_second": asdict(Spread.of(disk.sum(1))) if measured["disk"] else None,
         "times": rows,
+        "allreduce": figures[0].allreduce,
         "one_token": [totals(step) for step in measured["intervals"]],
     }
 

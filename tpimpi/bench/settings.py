@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tpimpi.comm import ALLREDUCES
 from tpimpi.memory.request import Budgets
 
 MODES = ("window", "budget", "resident")
@@ -23,3 +24,4 @@ class Settings:
     window: int = 4  # blocks of mode window
     budgets: Budgets | None = None  # of mode budget; None: the process and 60 % of the weights
     prompt_chunk: int | None = None  # tokens
+    allreduce: str = ALLREDUCES[0]  # how partial sums are merged

@@ -74,6 +74,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="FILE", help="write all figures as JSON")
     flags.add_output(parser)
     flags.add_shards(parser)
+    flags.add_allreduce(parser)
     for name, kind, metavar, text in (
         ("--memory-window", flags.number(int, 2), "N",
          f"blocks of mode window (default: {Settings.window})"),
@@ -92,6 +93,7 @@ def options(args: argparse.Namespace) -> Options:
     settings = Settings(
         args.modes, args.prompts, args.context, args.repeats, args.seconds,
         args.memory_window or Settings.window, args.memory_budget, args.prompt_chunk,
+        args.allreduce,
     )  # fmt: skip
     return Options(
         args.model, args.shape, args.layers, args.dtype, args.sparse, args.save_dir,

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 
+from tpimpi.comm import ALLREDUCES
 from tpimpi.launch import available_cores
 from tpimpi.memory.request import Budgets, MemoryRequest, shortened
 from tpimpi.numba_settings import MOST_THREADS
@@ -142,6 +143,17 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         "--prompt-chunk", type=tokens(1), metavar="N",
         help="tokens of a prompt computed in one pass (default: 512 or what the budget allows; 256 "
         "with --memory-window)",
+    )  # fmt: skip
+
+
+def add_allreduce(parser: argparse.ArgumentParser) -> None:
+    """Add --allreduce."""
+    parser.add_argument_group("network").add_argument(
+        "--allreduce", choices=ALLREDUCES, default=ALLREDUCES[0],
+        help="how the ranks' partial sums are merged: mpi: MPI_Allreduce; star: by rank 0; mesh: "
+        "everyone sends to everyone; scatter: each rank adds a part; recursive-doubling: in pairs; "
+        "ring: from rank to rank; auto: the fastest here of those that add in the order of the "
+        "ranks (default: auto)",
     )  # fmt: skip
 
 

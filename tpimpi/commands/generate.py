@@ -29,6 +29,7 @@ class Options:
     save_dir: str | None
     again: bool
     memory: MemoryRequest
+    allreduce: str
     prompt: str | None  # None: of a file
     prompt_file: str | None
     prefix: str
@@ -46,6 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_choice(parser)
     flags.add_shards(parser)
     flags.add_memory(parser)
+    flags.add_allreduce(parser)
     flags.add_report(parser)
     flags.add_output(parser)
 
@@ -124,8 +126,8 @@ def options(args: argparse.Namespace) -> Options:
         tuple(stops), tuple(args.stop_id), args.ignore_eos,
     )  # fmt: skip
     return Options(
-        args.model, args.save_dir, args.split_bin, flags.memory_request(args), prompt,
-        args.prompt_file, prefix, args.no_bos, settings, not args.no_echo, args.report,
+        args.model, args.save_dir, args.split_bin, flags.memory_request(args), args.allreduce,
+        prompt, args.prompt_file, prefix, args.no_bos, settings, not args.no_echo, args.report,
         args.output == "json",
     )  # fmt: skip
 
@@ -170,7 +172,7 @@ def run(options: Options, group, threads: int) -> None:
     length = options.settings.max_new_tokens
     prompt_tokens = group.comm.bcast(len(ids))
     work = Work(prompt_tokens, min(prompt_tokens + length, most))
-    with model.load(options.memory, work, threads, options.again) as llm:
+    with model.load(options.memory, work, threads, options.again, options.allreduce) as llm:
         if group.rank == 0:
             _say_memory(llm.plan)
             _say_length(length, llm.plan.context - prompt_tokens, llm.plan.context, most)

@@ -25,6 +25,7 @@ class Options:
     save_dir: str | None
     again: bool
     memory: MemoryRequest
+    allreduce: str
     file: str
     window: int | None
     report: str | None
@@ -44,6 +45,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     flags.add_shards(parser)
     flags.add_memory(parser)
+    flags.add_allreduce(parser)
     flags.add_report(parser)
     flags.add_output(parser)
 
@@ -51,8 +53,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
     return Options(
-        args.model, args.save_dir, args.split_bin, flags.memory_request(args), args.file,
-        args.window, args.report, args.output == "json",
+        args.model, args.save_dir, args.split_bin, flags.memory_request(args), args.allreduce,
+        args.file, args.window, args.report, args.output == "json",
     )  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def run(options: Options, group, threads: int) -> None:
             )
     rows = max(1, LOGITS_BYTES // (4 * config.vocab_size))  # logits of all tokens are asked for
     work = Work(window - 1, window, longest_chunk=rows, logits=rows)
-    with model.load(options.memory, work, threads, options.again) as llm:
+    with model.load(options.memory, work, threads, options.again, options.allreduce) as llm:
         start = time.perf_counter()
         with Progress("scoring", len(ids), "tokens", speaks=group.rank == 0) as progress:
             score = llm.score(ids, window, progress.update)

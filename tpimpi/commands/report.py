@@ -6,25 +6,23 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tpimpi.engine.figures import RankFigures
+from tpimpi.engine.figures import RankFigures, bound
 from tpimpi.errors import MachineError
 from tpimpi.units import rate, size
 
 
 def line(figures: dict, ranks: list[RankFigures]) -> str:
     """Return the one line that people read after a run."""
-    slowest = max(ranks, key=lambda r: r.disk_wait_seconds)
-    waiting = slowest.disk_wait_seconds / max(figures["seconds"], 1e-9)
-    text = (
+    binds = bound(ranks)
+    last = f" (rank {binds.rank} on {binds.host} last)" if len(ranks) > 1 else ""
+    return (
         f"{figures['tokens']} tokens after a prompt of {figures['prompt_tokens']} | "
         f"first token {figures['first_token_seconds']:.2f} s | "
         f"{figures['tokens_per_second']:.2f} tokens/s | "
         f"peak memory {size(figures['peak_memory_bytes'])} a rank | "
-        f"read {size(figures['bytes_read'])}, {rate(figures['read_bytes_per_second'])}"
+        f"read {size(figures['bytes_read'])}, {rate(figures['read_bytes_per_second'])} | "
+        f"{binds.what} {binds.share:.0%}{last}"
     )
-    if waiting > 0.5 and len(ranks) > 1:
-        text += f" | waiting for disks, most on rank {slowest.rank} ({slowest.host})"
-    return text
 
 
 def write(path: str, figures: dict, ranks: list[RankFigures]) -> None:

@@ -20,7 +20,11 @@ class RankFigures:
     seconds: float
     compute_seconds: float
     disk_wait_seconds: float
-    network_seconds: float
+    network_seconds: float  # in sums and in gathering logits
+    late_seconds: float  # of those: waiting for ranks that came later
+    idle_seconds: float  # until rank 0 told the next step
+    allreduce: str  # how a step of one token is merged / a prompt
+    allreduce_alone_seconds: float  # of the sum of one row where no rank is late
     bytes_read: int
     streamed_bytes_per_pass: int
     resident_bytes: int
@@ -41,20 +45,29 @@ class Stopwatch:
     def __init__(self, group: Group, tape: Tape, plan: MemoryPlan, threads: int):
         self._group, self._tape, self._plan, self._threads = group, tape, plan, threads
         self._start = time.perf_counter()
-        self._network, self._wait = group.network_seconds, tape.wait_seconds
+        self._before = (group.network_seconds, group.late_seconds, group.idle_seconds)
+        self._wait = tape.wait_seconds
 
     def figures(self) -> RankFigures:
         """Return this rank's figures up to now."""
         seconds = time.perf_counter() - self._start
-        network = self._group.network_seconds - self._network
+        group, sums = self._group, self._group.sums
+        now = (group.network_seconds, group.late_seconds, group.idle_seconds)
+        network, late, idle = (a - b for a, b in zip(now, self._before, strict=True))
         wait = self._tape.wait_seconds - self._wait
         return RankFigures(
-            rank=self._group.rank,
-            host=self._group.host,
+            rank=group.rank,
+            host=group.host,
             seconds=seconds,
-            compute_seconds=max(seconds - network - wait, 0.0),
+            compute_seconds=max(seconds - network - idle - wait, 0.0),
             disk_wait_seconds=wait,
             network_seconds=network,
+            late_seconds=late,
+            idle_seconds=idle,
+            allreduce="none"
+            if group.size == 1
+            else "/".join(dict.fromkeys((sums.short, sums.long))),
+            allreduce_alone_seconds=sums.alone[0][1] if sums.alone else 0.0,
             bytes_read=self._tape.bytes_read,
             streamed_bytes_per_pass=self._tape.streamed_bytes,
             resident_bytes=self._tape.resident_bytes,
@@ -75,10 +88,34 @@ def gather(group: Group, mine: RankFigures) -> list[RankFigures] | None:
     return group.comm.gather(mine, root=0)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """What takes most of the time, and on which rank: the last, for which the others wait."""
+
+    what: str  # compute, disk, network
+    share: float  # of that rank's time
+    rank: int
+    host: str
+
+
+def bound(ranks: list[RankFigures]) -> Bound:
+    """Return what binds a run: the largest part of the time of the rank that is mostly last."""
+    last = min(ranks, key=lambda r: r.late_seconds)
+    parts = {
+        "compute": last.compute_seconds,
+        "disk": last.disk_wait_seconds,
+        "network": last.network_seconds - last.late_seconds,
+    }
+    what = max(parts, key=parts.get)
+    whole = max(sum(parts.values()), 1e-9)
+    return Bound(what, parts[what] / whole, last.rank, last.host)
+
+
 def summary(ranks: list[RankFigures], prompt: int, tokens: int, first: float, total: float) -> dict:
     """Return the figures of a run by name. Seconds, bytes, tokens."""
     decode = (tokens - 1) / (total - first) if tokens > 1 and total > first else 0.0
     read = sum(r.bytes_read for r in ranks)
+    binds = bound(ranks)
     return {
         "prompt_tokens": prompt,
         "tokens": tokens,
@@ -88,4 +125,7 @@ def summary(ranks: list[RankFigures], prompt: int, tokens: int, first: float, to
         "peak_memory_bytes": max(r.peak_memory_bytes for r in ranks),
         "bytes_read": read,
         "read_bytes_per_second": read / total if total > 0 else 0.0,
+        "bound_by": binds.what,
+        "bound_share": binds.share,
+        "last_rank": binds.rank,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tpimpi.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from tpimpi.comm.group import Group
+from tpimpi.comm.sums import AUTO
 from tpimpi.engine import figures
 from tpimpi.engine.generation import Completion, Generation
 from tpimpi.engine.session import Session, load_session
@@ -68,14 +69,18 @@ class OpenModel:
             )
         return ids
 
-    def load(self, memory: MemoryRequest, work: Work, threads: int, again: bool = False) -> LLM:
+    def load(
+        self, memory: MemoryRequest, work: Work, threads: int, again: bool = False,
+        allreduce: str = AUTO,
+    ) -> LLM:  # fmt: skip
         """Cut the shards that are missing, plan the memory and start (collective).
 
-        `again`: cut them even so. Raises UserError where the memory is too small for `work`.
+        `again`: cut them even so. `allreduce` names how sums are merged, see `comm.sums`. Raises
+        UserError where the memory is too small for `work`.
         """
         shard, _ = self.source.shard(self.group, again)
         session = load_session(
-            self.group, self.source, shard, memory, work, threads, self.tokenizer_bytes
+            self.group, self.source, shard, memory, work, threads, self.tokenizer_bytes, allreduce
         )
         return LLM(self, session)
 

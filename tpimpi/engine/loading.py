@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tpimpi import launch
+from tpimpi.comm import ALLREDUCES
 from tpimpi.engine.settings import whole_number
 from tpimpi.errors import UserError
 from tpimpi.memory.request import Budgets, MemoryRequest
@@ -17,7 +18,7 @@ def load(
     model: str | Path, comm=None, memory_budget: str | int = "auto",
     memory_window: int | None = None, keep_all: bool = False, context: int | None = None,
     prompt_chunk: int | None = None, threads: int | None = None,
-    save_dir: str | Path | None = None, split_again: bool = False,
+    save_dir: str | Path | None = None, split_again: bool = False, allreduce: str = "auto",
 ):  # fmt: skip
     """Return a running model on all ranks of `comm`, an LLM (collective).
 
@@ -27,7 +28,8 @@ def load(
     memory. `context` is how many tokens prompt and text may have together (None: 4096, or the
     model's if that is shorter, or what the budget allows). `threads` are those of each rank (None:
     cores / ranks on the node). Shards lie in `save_dir` (None: the cache); `split_again` cuts them
-    anew. Raises UserError and MachineError, on all ranks alike where the error is foreseen.
+    anew. `allreduce` is how partial sums are merged, as --allreduce says it. Raises UserError and
+    MachineError, on all ranks alike where the error is foreseen.
     """
     refused = None
     try:
@@ -48,6 +50,8 @@ def load(
         group.agree(refused)
         request = None
         with group.together():
+            if allreduce not in ALLREDUCES:
+                raise UserError(f"allreduce is {allreduce!r}, none of {', '.join(ALLREDUCES)}")
             request = _request(memory_budget, memory_window, keep_all, prompt_chunk)
         agree_on_code(group)
         opened = OpenModel(group, model, save_dir)
@@ -59,7 +63,7 @@ def load(
         enough = wanted if context else min(ENOUGH, most)
         rows = max(1, LOGITS_BYTES // (4 * opened.config.vocab_size))  # for `score`
         work = Work(wanted - 1, wanted, logits=rows, enough=enough)
-        llm = opened.load(request, work, threads, split_again)
+        llm = opened.load(request, work, threads, split_again, allreduce)
         llm.on_close = group.close
         return llm
     except BaseException as error:

@@ -93,8 +93,8 @@ def load_session(
 ) -> Session:  # fmt: skip
     """Return a Session for `work` within the memory that `request` allows (collective).
 
-    `allreduce` names how sums are merged, see `comm.sums`. `tokenizer` are the bytes that one has taken on this rank. Raises UserError on all ranks where
-    the budget is too small for it.
+    `allreduce` names how sums are merged, see `comm.sums`. `tokenizer` are the bytes that one has
+    taken on this rank. Raises UserError on all ranks where the budget is too small for it.
     """
     config, mine = source.config, source.partition.ranks[group.rank]
     names = [piece.name for piece in pieces(config, mine) if piece.streamed]
