@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tpimpi.comm import allreduce
-from tpimpi.comm.allreduce import IN_RANK_ORDER, STRATEGIES, SUM_BYTES
+from tpimpi.comm.allreduce import IN_PAIRS, STRATEGIES, SUM_BYTES
 from tpimpi.comm.group import Group
 
 LENGTHS = (1, 2, 3, 7, 1001, 8193, 50_003, SUM_BYTES // 4 + 5)
@@ -48,7 +48,7 @@ def test_sums_are_those_of_one_order_of_addition(plain, strategy, patient):
     plain.patient = patient
     plain.settle_sums(strategy, 64)
     for length in LENGTHS:
-        expected = (in_rank_order if strategy in IN_RANK_ORDER else in_pairs)(plain.size, length)
+        expected = (in_pairs if strategy in IN_PAIRS else in_rank_order)(plain.size, length)
         buffer = numbers(plain.rank, length)
         plain.allreduce(buffer)
         assert (buffer == expected).all(), (strategy, length)
@@ -61,9 +61,8 @@ def test_the_fastest_is_among_those_of_equal_bits(plain):
         for length in LENGTHS:
             buffer = numbers(plain.rank, length)
             plain.allreduce(buffer)
-            assert (buffer == in_rank_order(plain.size, length)).all()
-    if plain.size > 2:
-        assert {plain.sums.short, plain.sums.long} <= set(IN_RANK_ORDER)
+            assert (buffer == in_pairs(plain.size, length)).all()
+    assert {plain.sums.short, plain.sums.long} <= set(IN_PAIRS)
 
 
 def test_a_rank_that_is_late_is_told_from_the_link(plain):

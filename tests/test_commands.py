@@ -125,7 +125,13 @@ def test_report(mpirun, tmp_path):
         assert sum(parts) == pytest.approx(rank["seconds"], rel=0.01)
         assert 0 <= rank["late_seconds"] <= rank["network_seconds"]
         assert rank["allreduce_alone_seconds"] > 0
-        assert set(rank["allreduce"].split("/")) <= {"mesh", "star", "scatter", "ring"}
+        assert set(rank["allreduce"].split("/")) <= {
+            "mpi",
+            "mesh",
+            "star",
+            "scatter",
+            "recursive-doubling",
+        }
         assert rank["streamed_bytes_per_pass"] > 0 == rank["resident_bytes"]
     figures = report["figures"]
     assert figures["bound_by"] in ("compute", "disk", "network") and 0 < figures["bound_share"] <= 1

@@ -82,7 +82,7 @@ def launched_size() -> int:
     return max(_first_number((name,), 1) for name in _WORLD_SIZES)
 
 
-def _wake_punctually() -> None:
+def wake_punctually() -> None:
     """Let short sleeps end in time: Linux lets each last 50 microseconds longer, to save power.
 
     Ranks that share a core sleep for moments in each of some hundred sums a token.
@@ -107,7 +107,7 @@ def prepare(threads: int | None) -> int:
         settings |= _LINGERING
     else:
         settings |= _YIELDING
-        _wake_punctually()
+        wake_punctually()
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would only spin

@@ -1,11 +1,10 @@
 """How partial sums are merged: the strategies of the allreduce, small functions on buffers.
 
-Letters: n ranks, m numbers of the buffer, l the one-way delay of a link, and what all send and
-receive on one rank's link at the same time. The strategies in `IN_RANK_ORDER` add every number in
-the order of the ranks, ((x0 + x1) + x2) + ..., wherever it stands in a buffer of whatever length:
-so all of them give the same bits, on all ranks, and a sum may take another of them for another
-length. MPI's own and recursive doubling add in pairs, so they keep to one order for all lengths
-(`launch` pins MPI's) and give other bits than the former where n > 2.
+Letters: n ranks, m numbers of the buffer, l the one-way delay of a link, and what a rank's link
+takes in and gives out at the same time. All but the ring add every number in the same pairs,
+wherever it stands in a buffer of whatever length: (x0 + x1) + (x2 + x3), as recursive doubling
+does, and so does MPI (see `launch`). So they all give the same bits, on all ranks, and a sum may
+take another of them for another length. A ring adds from rank to rank, and gives bits of its own.
 """
 
 from __future__ import annotations
@@ -39,15 +38,19 @@ class Exchange:
         return list(scratch.reshape(self.comm.size - 1, length))
 
 
-def add_in_rank_order(x: np.ndarray, parts: Sequence[np.ndarray], rank: int) -> None:
-    """Add to this rank's x [m] the other ranks' parts, in the order of the ranks. Spoils parts."""
-    if rank:
-        before = parts[0]
-        for part in parts[1:rank]:
-            before += part
-        np.add(before, x, out=x)
-    for part in parts[rank:]:
-        x += part
+def add_in_pairs(x: np.ndarray, parts: Sequence[np.ndarray], rank: int) -> None:
+    """Add to this rank's x [m] the other ranks' parts, in the pairs of recursive doubling.
+
+    Spoils parts.
+    """
+    terms = [*parts[:rank], x, *parts[rank:]]
+    beyond = len(terms) - (1 << len(terms).bit_length() - 1)  # pairs that the others wait for
+    while len(terms) > 1:
+        left, right = terms[: 2 * beyond : 2], terms[1 : 2 * beyond : 2]
+        for a, b in zip(left, right, strict=True):
+            np.add(a, b, out=x if len(terms) == 2 else a)
+        terms = left + terms[2 * beyond :]
+        beyond = len(terms) // 2
 
 
 def by_mpi(exchange: Exchange, x: np.ndarray) -> None:
@@ -67,7 +70,7 @@ def star(exchange: Exchange, x: np.ndarray) -> None:
     exchange.wait(
         [comm.Irecv(p, rank, TAG) for rank, p in zip(exchange.others, parts, strict=True)]
     )
-    add_in_rank_order(x, parts, 0)
+    add_in_pairs(x, parts, 0)
     exchange.wait([comm.Isend(x, rank, RESULT_TAG) for rank in exchange.others])
 
 
@@ -76,7 +79,7 @@ def mesh(exchange: Exchange, x: np.ndarray) -> None:
     comm, parts = exchange.comm, exchange.parts(len(x))
     requests = [comm.Irecv(p, rank, TAG) for rank, p in zip(exchange.others, parts, strict=True)]
     exchange.wait(requests + [comm.Isend(x, rank, TAG) for rank in exchange.others])
-    add_in_rank_order(x, parts, comm.rank)
+    add_in_pairs(x, parts, comm.rank)
 
 
 def scatter(exchange: Exchange, x: np.ndarray) -> None:
@@ -88,7 +91,7 @@ def scatter(exchange: Exchange, x: np.ndarray) -> None:
     parts = exchange.parts(len(mine))
     requests = [comm.Irecv(p, rank, TAG) for rank, p in zip(others, parts, strict=True)]
     exchange.wait(requests + [comm.Isend(cuts[rank], rank, TAG) for rank in others])
-    add_in_rank_order(mine, parts, comm.rank)
+    add_in_pairs(mine, parts, comm.rank)
     requests = [comm.Irecv(cuts[rank], rank, RESULT_TAG) for rank in others]
     exchange.wait(requests + [comm.Isend(mine, rank, RESULT_TAG) for rank in others])
 
@@ -157,7 +160,7 @@ STRATEGIES: dict[str, Callable[[Exchange, np.ndarray], None]] = {
     "recursive-doubling": recursive_doubling,
     "ring": ring,
 }
-IN_RANK_ORDER = ("star", "mesh", "scatter", "ring")
+IN_PAIRS = tuple(name for name in STRATEGIES if name != "ring")
 
 
 def most_at_once(strategy: str, ranks: int) -> int:

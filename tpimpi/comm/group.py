@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 
+from tpimpi import launch
 from tpimpi.comm.allreduce import Exchange
 from tpimpi.comm.sums import AUTO, Sums
 from tpimpi.errors import MachineError, UserError, describe
@@ -20,6 +22,14 @@ TRIES, NAPS = 20, (20e-6, 200e-6)  # looks before the first nap; seconds of the 
 PATIENCE = 30.0  # seconds that a rank that leaves waits for the others to hear of it
 DIRECT_BYTES = 256 << 10  # up to which rank 0 sends to each rank itself, in one hop
 STEP_TAG, LOGITS_TAG = 3, 4
+
+
+def _kernel() -> str:
+    """Return what names the running system, also where several devices are emulated on it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # no Linux
+        return socket.gethostname()
 
 
 class Group:
@@ -33,14 +43,32 @@ class Group:
         self.rank, self.size = self.comm.rank, self.comm.size
         self.node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.host = socket.gethostname()
+        mine = _kernel()
+        self.neighbours = self.comm.allgather(mine).count(mine)  # ranks that share this machine
         self.network_seconds = 0.0  # in sums and in gathering logits
         self.late_seconds = 0.0  # of those: beyond what they take where no rank is late
         self.idle_seconds = 0.0  # until rank 0 has told the next step
         self.on_wait: Callable[[float, float], None] | None = None  # told begin and end of each
-        self.patient = False  # whether to sleep, not to spin, until the others come
+        self.patient = False
         self.sums = Sums(Exchange(self.comm, self._wait, self._meet))
         self.left = False  # whether a rank has told that it leaves
         self._unheard: tuple = ()  # what MPI may still write to
+
+    def crowded(self, threads: int) -> bool:
+        """Tell whether virtual devices, of whom MPI doesn't know it, share too few cores."""
+        cores = launch.available_cores()
+        return self.node.size < self.neighbours and self.neighbours * threads > cores
+
+    @property
+    def patient(self) -> bool:
+        """Whether to sleep, not to spin, until the others come."""
+        return self._patient
+
+    @patient.setter
+    def patient(self, value: bool) -> None:
+        self._patient = value
+        if value:
+            launch.wake_punctually()
 
     def close(self) -> None:
         """Free both communicators (collective); do nothing where MPI has ended."""

@@ -14,21 +14,20 @@ AUTO = "auto"
 ROUNDS, IN_A_ROW = 3, 4  # timed rounds of a strategy; sums of a round
 PATIENCE = 0.2  # seconds: a strategy whose first sum takes longer is not timed again
 # Which strategies may be the fastest of those that give the same bits: with long buffers star and
-# mesh send n / 2 times as much over one link, with short ones a ring takes n - 1 times as long.
-SHORT, LONG = ("mesh", "star", "scatter"), ("scatter", "ring")
+# mesh send n / 2 times as much over one link as a scatter does.
+SHORT = ("mpi", "star", "mesh", "recursive-doubling", "scatter")
+LONG = ("mpi", "recursive-doubling", "scatter")
 
 
 class Sums:
     """Merge float32 buffers over the ranks of an exchange, in place (collective).
 
-    Before `settle` by strategies that are good on most networks.
+    Before `settle` by MPI's own.
     """
 
     def __init__(self, exchange: Exchange):
         self._exchange, self._size = exchange, exchange.comm.size
-        # Two numbers are added in one order only, and MPI has shared memory of its own.
-        self._own = ("mpi",) if self._size == 2 else ()
-        self.short, self.long = (self._own + SHORT)[0], (self._own + LONG)[0]
+        self.short = self.long = "mpi"
         self._limit = SUM_BYTES // 8  # bytes up to which a buffer is short
         self.alone: list[tuple[int, float]] = []  # bytes, seconds of a sum that waits for nobody
 
@@ -51,7 +50,7 @@ class Sums:
         row = min(row, SUM_BYTES // 8)
         times: list[tuple[str, float]] = []
         for length, candidates in ((row, SHORT), (SUM_BYTES // 4, LONG)):
-            names = self._own + candidates if strategy == AUTO else (strategy,)
+            names = candidates if strategy == AUTO else (strategy,)
             times.append(min(((n, self._time(n, length)) for n in names), key=lambda one: one[1]))
         (self.short, short), (self.long, long) = times
         self._limit = 4 * int((row * (SUM_BYTES // 4)) ** 0.5)

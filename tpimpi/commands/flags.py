@@ -152,8 +152,8 @@ def add_allreduce(parser: argparse.ArgumentParser) -> None:
         "--allreduce", choices=ALLREDUCES, default=ALLREDUCES[0],
         help="how the ranks' partial sums are merged: mpi: MPI_Allreduce; star: by rank 0; mesh: "
         "everyone sends to everyone; scatter: each rank adds a part; recursive-doubling: in pairs; "
-        "ring: from rank to rank; auto: the fastest here of those that add in the order of the "
-        "ranks (default: auto)",
+        "ring: from rank to rank; auto: the fastest here of all but the ring, which give the same "
+        "bits (default: auto)",
     )  # fmt: skip
 
 

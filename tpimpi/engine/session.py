@@ -100,12 +100,14 @@ def load_session(
     names = [piece.name for piece in pieces(config, mine) if piece.streamed]
     stored = {name: shard[name] for name in names}
     warm_up(group, {tensor.encoding for tensor in shard.tensors}, threads)
+    crowded = any(group.comm.allgather(group.crowded(threads)))
+    group.patient = crowded
     group.settle_sums(allreduce, config.hidden_size)
     plan = plan_memory(
         group, needs_of(config, mine, stored, work, threads, tokenizer), request, work
     )
     # Spinning would take from readers what the disk's driver and they need of the cores.
-    group.patient = any(group.comm.allgather(plan.streamed > 0))
+    group.patient = crowded or any(group.comm.allgather(plan.streamed > 0))
     tape = None
     try:
         with group.together():
