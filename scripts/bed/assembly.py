@@ -1,0 +1,158 @@
+"""Put a bed up, change it, take it down."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from bed import devices, topology
+from bed.cgroups import Cgroup, version
+from bed.links import Port, ip, ports
+from bed.netem import Netem
+from bed.quantities import BedError
+from bed.state import State
+from bed.switch import Switch
+from bed.topology import Node
+
+_ENGINES = {"netem": Netem, "switch": Switch}
+
+
+def missing() -> str | None:
+    """Return what this machine lacks for a bed, in a sentence; None when nothing."""
+    if os.uname().sysname != "Linux":
+        return "the test bed is made of Linux namespaces, and this is not Linux"
+    if os.geteuid():
+        return "the test bed makes namespaces and control groups, and so must be run as root"
+    if not shutil.which("ip"):
+        return "there is no ip command (apt install iproute2)"
+    try:
+        version()
+    except BedError as error:
+        return str(error)
+    return None if not Netem.missing() else Switch.missing()
+
+
+def up(state: State, options: dict) -> None:
+    """Make a bed as the options say; nothing is left of it where that fails."""
+    lacks = missing()
+    if lacks:
+        raise BedError(lacks)
+    nodes = topology.plan(options["topology"], options["devices"], options["subnet"])
+    options["engine"] = "switch" if Netem.missing() else "netem"
+    made = ports(nodes, options["delay"], options["rate"])
+    options["ports"] = [asdict(port) for port in made]
+    state.create(options, nodes)
+    try:
+        _make(state, options, nodes, made)
+    except BaseException:
+        down(state)
+        raise
+
+
+def _make(state: State, options: dict, nodes: list[Node], made: list[Port]) -> None:
+    for name in ("home", "tmp"):
+        (state.folder / name).mkdir()
+    hosts = [f"{node.address} {node.name}" for node in nodes if node.number]
+    (state.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
+    for node in nodes:
+        folder = files(state, options) / node.name
+        if node.number:
+            folder.mkdir(parents=True)
+            limit(state, options, node)
+        devices.start(state, node, folder, options["private"])
+    engine(state, options).create(made)
+    for node in nodes:
+        lines = ["link set lo up"]
+        for interface in node.interfaces:
+            lines += [
+                f"addr add {interface.address} dev {interface.name}",
+                f"link set {interface.name} up",
+            ]
+        lines += [f"route add {to} via {via}" for to, via in node.routes]
+        ip(state.process(node.name), lines)
+
+
+def files(state: State, options: dict) -> Path:
+    """Return the folder of the devices' files on the host."""
+    return Path(options["folder"]) / state.name
+
+
+def limit(state: State, options: dict, node: Node) -> None:
+    """Make a device's control groups as the options say."""
+    group = Cgroup(state.name, node.name)
+    group.create()
+    if options["memory"]:
+        group.limit_memory(options["memory"])
+    group.limit_cpu(cores(options, node))
+    if options["disk_rate"]:
+        group.limit_disk(files(state, options), options["disk_rate"])
+
+
+def cores(options: dict, node: Node) -> float | None:
+    """Return how many cores' worth a device may compute; None is without a limit."""
+    share = options["slowed"].get(node.name)
+    if options["cpu"] is None and share is None:
+        return None
+    whole = options["cpu"] or (os.cpu_count() or 1) / options["devices"]
+    return whole * (share or 1)
+
+
+def engine(state: State, options: dict) -> Switch | Netem:
+    """Return what keeps the delays and rates of a bed."""
+    return _ENGINES[options["engine"]](state)
+
+
+def change_port(state: State, number: int, **changes) -> None:
+    """Change delay, rate or state of a port while the bed is up."""
+    options, nodes = state.read()
+    options["ports"][number].update(changes)
+    engine(state, options).apply(number, Port(**options["ports"][number]))
+    state.write(options, nodes)
+
+
+def slow(state: State, node: Node, share: float) -> float | None:
+    """Let a device compute at a fraction of its speed; return the cores' worth it has now."""
+    options, nodes = state.read()
+    options["slowed"][node.name] = share
+    if share == 1:
+        del options["slowed"][node.name]
+    given = cores(options, node)
+    Cgroup(state.name, node.name).limit_cpu(given)
+    state.write(options, nodes)
+    return given
+
+
+def down(state: State) -> None:
+    """End all processes of a bed and remove all that is left of it, in whatever state it is."""
+    if not state.exists():
+        return
+    try:
+        options, nodes = state.read()
+    except BedError:  # it died while the plan was written: nothing else has been made
+        shutil.rmtree(state.folder)
+        return
+    groups = [Cgroup(state.name, node.name) for node in nodes if node.number]
+    _end(state, groups)
+    for group in groups:
+        group.remove()
+    shutil.rmtree(files(state, options), ignore_errors=not files(state, options).exists())
+    shutil.rmtree(state.folder)
+
+
+def _end(state: State, groups: list[Cgroup]) -> None:
+    """Kill until nothing is left: a process may start another meanwhile."""
+    for _ in range(500):
+        living = set(state.processes()).union(*(group.members() for group in groups))
+        living.discard(os.getpid())
+        if not living:
+            return
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    raise BedError(f"processes {sorted(living)} of the bed {state.name!r} can't be killed")

@@ -1,0 +1,172 @@
+"""The switch in a program of its own (switch.c), for kernels without netem: build, start, ask."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bed import devices, kernel
+from bed.links import Port, ip, superframe
+from bed.quantities import BedError
+from bed.state import State
+
+SOURCES = Path(__file__).resolve().parent
+_PATIENCE = 10  # seconds for the switch to answer
+_BUFFER = 0.05  # seconds of the link's rate that wait at a port before frames are dropped
+_LEAST_BUFFER = 1 << 20
+
+
+def program() -> Path:
+    """Return the compiled switch, and compile it where these sources have not been yet."""
+    digest = hashlib.sha256()
+    for name in ("switch.c", "CMakeLists.txt"):
+        digest.update((SOURCES / name).read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "tpimpi" / "testbed" / digest.hexdigest()[:16]
+    if not (folder / "switch").exists():
+        _build(folder)
+    return folder / "switch"
+
+
+def _build(folder: Path) -> None:
+    beside = Path(sys.executable).parent, SOURCES.parents[1] / ".venv" / "bin"
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, beside)])
+    cmake = shutil.which("cmake", path=path)
+    if not cmake:
+        raise BedError("the switch must be compiled, and there is no cmake (apt install cmake)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as build:
+        for command in ([cmake, "-S", str(SOURCES), "-B", build], [cmake, "--build", build]):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = (done.stderr or done.stdout).strip().splitlines()
+                raise BedError(
+                    "the switch can't be compiled; is there a C compiler (apt install gcc make)? "
+                    f"cmake says: {' '.join(said[:3])}"
+                )
+        (Path(build) / "switch").replace(folder / "switch")
+
+
+class Switch:
+    """The running switch of a bed."""
+
+    def __init__(self, state: State):
+        """Take the bed that it belongs to."""
+        self._state = state
+
+    @staticmethod
+    def missing() -> str | None:
+        """Return what this machine lacks for it, in a sentence; None when nothing."""
+        if not Path("/dev/net/tun").exists():
+            return "there is no /dev/net/tun, which the switch needs (modprobe tun)"
+        try:
+            program()
+        except BedError as error:
+            return str(error)
+        return None
+
+    def create(self, ports: list[Port]) -> None:
+        """Start the switch and give each node its interfaces."""
+        self._start(ports)
+        pid = self._state.process("switch")
+        moves = [
+            f"link set p{number} netns {self._state.process(port.node)} name {port.interface}"
+            for number, port in enumerate(ports)
+        ]
+        ip(pid, moves)
+        for port in ports:
+            whole = superframe(port.rate)
+            ip(self._state.process(port.node), [
+                f"link set {port.interface} gso_max_size {whole} gso_max_segs {whole // 1448 or 1}",
+            ])  # fmt: skip
+
+    def _start(self, ports: list[Port]) -> None:
+        buffer = int(max(_LEAST_BUFFER, _BUFFER * max(port.rate for port in ports)))
+        # What a frame may come too early: little against the shortest delay.
+        slack = int(min([25e-6, *(port.delay / 40 for port in ports)]) * 1e9)
+        arguments = [
+            f"p{number}:{port.network}:{_half(port)}:{':'.join(map(str, _rates(port)))}"
+            for number, port in enumerate(ports)
+        ]
+        command = [
+            str(program()), str(self._state.control), str(buffer), str(slack), *arguments
+        ]  # fmt: skip
+        if os.fork() == 0:
+            try:
+                devices.detach()
+                log = os.open(self._state.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                os.dup2(log, 2)
+                self._state.enlist("switch")
+                kernel.unshare("net")
+                os.execv(command[0], command)
+            except OSError as error:
+                os.write(2, f"{error}\n".encode())
+            os._exit(1)
+        start = time.monotonic()
+        while not self._state.control.exists():
+            said = self._state.log.read_text().strip() if self._state.log.exists() else ""
+            late = time.monotonic() - start > _PATIENCE
+            if late or (said and self._state.process("switch") is None):
+                raise BedError(f"the switch didn't start: {said or 'it does not answer'}")
+            time.sleep(0.005)
+
+    def apply(self, number: int, port: Port) -> None:
+        """Make a port what `port` says, while frames pass."""
+        self._ask(f"{'up' if port.up else 'down'} {number}")
+        self._ask(f"delay {number} {_half(port)}")
+        self._ask("rate {} {} {}".format(number, *_rates(port)))
+
+    def _ask(self, question: str) -> str:
+        mine = self._state.folder / f"asking-{os.getpid()}"
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as asking:
+            asking.settimeout(_PATIENCE)
+            asking.bind(str(mine))
+            try:
+                asking.sendto(question.encode(), str(self._state.control))
+                answer = asking.recv(65536).decode()
+            except OSError:
+                raise BedError(
+                    f"the switch is gone (see {self._state.log}); `testbed down`, then `up`"
+                ) from None
+            finally:
+                mine.unlink()
+        if answer == "unknown command\n":
+            raise BedError(f"the switch does not know {question!r}")
+        return answer
+
+    def traffic(self) -> list[dict[str, int]]:
+        """Return the bytes from and to each port, and the frames dropped there."""
+        found = []
+        for line in self._ask("status").splitlines():
+            if line.startswith("port "):
+                numbers = [int(word) for word in line.split()[1:]]
+                found.append({
+                    "sent": numbers[4], "received": numbers[6],
+                    "dropped": numbers[5] + numbers[7],
+                })  # fmt: skip
+        return found
+
+    def lateness(self) -> tuple[int, float, float]:
+        """Return frames, mean and largest lateness in seconds, since last asked."""
+        frames, total, largest = map(int, self._ask("status").splitlines()[0].split()[1:])
+        return frames, total / max(1, frames) / 1e9, largest / 1e9
+
+    def warning(self) -> str | None:
+        """Return what the switch has said since it started."""
+        return self._state.log.read_text().strip() or None
+
+
+def _half(port: Port) -> int:
+    return round(port.delay / 2 * 1e9)
+
+
+def _rates(port: Port) -> tuple[int, int]:
+    return round(port.rate), 0 if port.wire else round(port.rate)
