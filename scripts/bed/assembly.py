@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from bed import devices, topology
+from bed import calibration, devices, topology
 from bed.cgroups import Cgroup, version
 from bed.links import Port, ip, ports
 from bed.netem import Netem
@@ -28,8 +28,8 @@ def missing() -> str | None:
         return "the test bed is made of Linux namespaces, and this is not Linux"
     if os.geteuid():
         return "the test bed makes namespaces and control groups, and so must be run as root"
-    if not shutil.which("ip"):
-        return "there is no ip command (apt install iproute2)"
+    if not shutil.which("ip") or not shutil.which("tc"):
+        return "there is no ip or tc command (apt install iproute2)"
     try:
         version()
     except BedError as error:
@@ -49,6 +49,7 @@ def up(state: State, options: dict) -> None:
     state.create(options, nodes)
     try:
         _make(state, options, nodes, made)
+        _calibrate(state, options, nodes, made)
     except BaseException:
         down(state)
         raise
@@ -75,6 +76,16 @@ def _make(state: State, options: dict, nodes: list[Node], made: list[Port]) -> N
             ]
         lines += [f"route add {to} via {via}" for to, via in node.routes]
         ip(state.process(node.name), lines)
+
+
+def _calibrate(state: State, options: dict, nodes: list[Node], made: list[Port]) -> None:
+    hops = topology.hops(options["topology"])
+    own = calibration.own_time(state, nodes, options["delay"], hops)
+    for number, port in enumerate(made):
+        port.own = own
+        engine(state, options).apply(number, port)
+    options["ports"] = [asdict(port) for port in made]
+    state.write(options, nodes)
 
 
 def files(state: State, options: dict) -> Path:
@@ -107,11 +118,15 @@ def engine(state: State, options: dict) -> Switch | Netem:
     return _ENGINES[options["engine"]](state)
 
 
-def change_port(state: State, number: int, **changes) -> None:
-    """Change delay, rate or state of a port while the bed is up."""
+def change_link(state: State, node: Node, **changes) -> None:
+    """Change delay, rate or state of a device's link while the bed is up."""
     options, nodes = state.read()
-    options["ports"][number].update(changes)
-    engine(state, options).apply(number, Port(**options["ports"][number]))
+    made = [Port(**port) for port in options["ports"]]
+    mine = made[node.number - 1]
+    for number, port in enumerate(made):
+        if port is mine or (mine.wire and port.network == mine.network):
+            options["ports"][number].update(changes)
+            engine(state, options).apply(number, Port(**options["ports"][number]))
     state.write(options, nodes)
 
 

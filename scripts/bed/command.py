@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from bed import assembly, devices, launch, quantities, topology
+from bed import assembly, devices, launch, quantities, selftest, topology
 from bed.cgroups import Cgroup
 from bed.quantities import BedError, written_duration, written_rate
 from bed.state import State, names
@@ -30,6 +30,9 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # nobody reads on, as in `testbed status | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,9 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     one = add("run", _run, "mpirun over all devices: a rank a device, started on the first")
     one.add_argument("-np", type=int, metavar="N", help="ranks, if not one a device")
     one.add_argument("--mpi", choices=("mpich", "openmpi"), help="where there are both")
+    one.add_argument(
+        "--check",
+        action="store_true",
+        help="measure the links first (as `test` does), and refuse where they are off",
+    )
 
     one = add("exec", _exec, "run a command on one device")
     one.add_argument("device")
+
+    add("test", _test, "measure the links idle and under load; exit 1 where they are off by 10 %%")
 
     one = add("login", _login, "what mpirun starts in place of ssh")
     one.add_argument("device")
@@ -186,10 +196,16 @@ def _run(state: State, parsed: argparse.Namespace) -> None:
     if ranks < 1:
         raise BedError(f"-np {ranks} is not a number of ranks")
     mpirun, kind = launch.find(parsed.mpi)
+    if parsed.check:
+        selftest.check(state, quiet=True)
     words, pinned = launch.command(state, nodes, ranks, mpirun, kind, options["subnet"])
     devices.become(state, nodes[0])
     environment = devices.environment(state, dict(os.environ), pinned)
     devices.replace([*words, *parsed.command], environment)
+
+
+def _test(state: State, parsed: argparse.Namespace) -> None:
+    selftest.check(state)
 
 
 def _exec(state: State, parsed: argparse.Namespace) -> None:
@@ -211,7 +227,7 @@ def _link(state: State, parsed: argparse.Namespace) -> None:
         changes["rate"] = quantities.rate(parsed.rate)
     if not changes:
         raise BedError("say what the link shall be: up, down, --delay or --rate")
-    assembly.change_port(state, _node(state, parsed.device).number - 1, **changes)
+    assembly.change_link(state, _node(state, parsed.device), **changes)
 
 
 def _slow(state: State, parsed: argparse.Namespace) -> None:

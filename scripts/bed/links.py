@@ -22,6 +22,12 @@ class Port:
     delay: float  # seconds one way, from this end to the next of its network
     rate: float  # bytes a second, 0 without limit
     up: bool = True
+    own: float = 0.0  # seconds of each hop that this machine takes anyway, see calibration.py
+
+    @property
+    def kept(self) -> float:
+        """The seconds that a frame is to be kept for."""
+        return max(0.0, self.delay - self.own)
 
 
 def ports(nodes: list[Node], delay: float, rate: float) -> list[Port]:
@@ -40,16 +46,26 @@ def ports(nodes: list[Node], delay: float, rate: float) -> list[Port]:
 def superframe(rate: float) -> int:
     """Return the bytes a device may hand over at once, to be cut into packets by its card.
 
-    A quarter of a millisecond's worth: more would make bursts that the real link has not.
+    Half a millisecond's worth: more would make bursts that the real link has not, and fewer would
+    cost the switch a waking for each packet.
     """
-    return int(min(65536, max(1600, rate / 4000))) if rate else 65536
+    return int(min(65536, max(1600, rate / 2000))) if rate else 65536
 
 
 def ip(pid: int, lines: list[str]) -> None:
     """Run commands of ip(8) in the network namespace of a process."""
+    _batch("ip", pid, lines)
+
+
+def tc(pid: int, lines: list[str]) -> None:
+    """Run commands of tc(8) in the network namespace of a process."""
+    _batch("tc", pid, lines)
+
+
+def _batch(program: str, pid: int, lines: list[str]) -> None:
     done = subprocess.run(
-        ["ip", "-batch", "-"], input="\n".join(lines) + "\n", capture_output=True, text=True,
+        [program, "-batch", "-"], input="\n".join(lines) + "\n", capture_output=True, text=True,
         check=False, preexec_fn=lambda: kernel.enter(pid, "net"),
     )  # fmt: skip
     if done.returncode:
-        raise BedError(f"ip failed: {' '.join(done.stderr.split())}")
+        raise BedError(f"{program} failed: {' '.join(done.stderr.split())} ({'; '.join(lines)})")

@@ -6,8 +6,7 @@ import json
 import subprocess
 
 from bed import devices, kernel
-from bed.links import Port, ip
-from bed.quantities import BedError
+from bed.links import Port, ip, tc
 from bed.state import State
 from bed.topology import Node
 
@@ -53,8 +52,8 @@ class Netem:
         ends = ((self._state.process(port.node), port.interface), (self._inside(), f"p{number}"))
         for (pid, name), rate in zip(ends, rates, strict=True):
             limited = f"rate {round(rate * 8)}bit" if rate else ""
-            delay = f"delay {port.delay / 2 * 1e6:.0f}us limit {_LIMIT}"
-            _tc(pid, f"qdisc {verb} dev {name} root netem {delay} {limited}")
+            delay = f"delay {port.kept / 2 * 1e6:.0f}us limit {_LIMIT}"
+            tc(pid, [f"qdisc {verb} dev {name} root netem {delay} {limited}"])
 
     def apply(self, number: int, port: Port) -> None:
         """Make a port what `port` says, while frames pass."""
@@ -77,12 +76,3 @@ class Netem:
     def warning(self) -> str | None:
         """Return what is wrong with the links; nothing that could be known."""
         return None
-
-
-def _tc(pid: int, arguments: str) -> None:
-    done = subprocess.run(
-        ["tc", *arguments.split()], capture_output=True, text=True, check=False,
-        preexec_fn=lambda: kernel.enter(pid, "net"),
-    )  # fmt: skip
-    if done.returncode:
-        raise BedError(f"tc {arguments} failed: {' '.join(done.stderr.split())}")

@@ -6,9 +6,12 @@
    another. Ports of one network hear each other, by learned MAC addresses. A frame takes DELAY
    nanoseconds between its device and the switch in either direction, and that part of a second
    which UP (from the device) and DOWN (to it) bytes a second make of it; 0 is without limit. What
-   would wait for more than BUFFER bytes is dropped. What is due within SLACK nanoseconds is sent
-   now, which saves most wakings. The commands that CONTROL, a datagram socket, takes are in
-   answer().
+   would wait for more than BUFFER bytes is dropped. The commands that CONTROL, a datagram socket,
+   takes are in answer().
+
+   A sleeping process is woken late. How late is measured at each timer, taken off the time at which
+   a frame seems to have come, and slept less by. What is due within SLACK nanoseconds is sent
+   at once, as sleeping that short costs more than it is worth.
 
    Devices hand over TCP segments of up to 64 KiB, as to a network card that cuts them into packets
    itself. Such a frame counts as its packets: it goes on to the next link when its first packet
@@ -44,6 +47,7 @@ enum {
     PRIORITY = 50,            /* of SCHED_FIFO; probes of the self-test take less */
 };
 static const int64_t MAX_MEMORY = 512 << 20; /* bytes on the way; links without a rate have no buffer */
+static const ns_t MAX_WAKING = 200000;
 static const ns_t NEVER = INT64_MAX;
 
 typedef struct frame {
@@ -75,7 +79,7 @@ static port_t ports[MAX_PORTS];
 static struct pollfd polled[MAX_PORTS + 1];
 static int count;
 static int64_t buffer_bytes, memory_used;
-static ns_t slack;
+static ns_t slack, waking, shortest; /* woken so late; the shortest delay of all ports */
 static struct { int network, port; unsigned char mac[6]; } learned[MAC_SLOTS];
 static struct { int64_t frames; ns_t sum, max; } late;
 
@@ -227,25 +231,33 @@ static void deliver(int p, frame_t *f, ns_t at) {
     release(f);
 }
 
-/* Do what is due; return when there is something to do next. */
+/* Do what is due; return when there is something to do next. Which frame comes to the switch first
+   is known a delay earlier: what devices have not yet sent can't overtake it. */
 static ns_t settle(void) {
     for (;;) {
         ns_t next = NEVER;
         int which = -1, arrival = 0;
         for (int p = 0; p < count; p++) {
             const frame_t *in = ports[p].in.head, *out = ports[p].out.head;
-            if (in && in->first < next) next = in->first, which = p, arrival = 1;
+            if (in && in->first - shortest < next)
+                next = in->first - shortest, which = p, arrival = 1;
             if (out && out->last < next) next = out->last, which = p, arrival = 0;
         }
         if (which < 0) return NEVER;
         ns_t at = now_ns();
-        if (next > at + slack) return next;
+        if (next > at + (waking < slack ? waking : slack)) return next;
         link_t *link = arrival ? &ports[which].in : &ports[which].out;
         frame_t *f = link->head;
         link->head = f->next;
         if (arrival) arrive(f);
         else deliver(which, f, at);
     }
+}
+
+static void find_shortest(void) {
+    shortest = NEVER;
+    for (int p = 0; p < count; p++)
+        if (ports[p].delay < shortest) shortest = ports[p].delay;
 }
 
 /* Answer one command: `status`; `up N`, `down N`; `delay N NANOSECONDS`; `rate N UP DOWN`. */
@@ -262,8 +274,9 @@ static void answer(int control) {
     int fields = sscanf(text, "%15s %d %lld %lld", word, &p, &a, &b);
     int named = fields >= 2 && p >= 0 && p < count;
     if (!strcmp(word, "status")) {
-        size_t used = snprintf(text, sizeof text, "late %lld %lld %lld\n", (long long)late.frames,
-                               (long long)late.sum, (long long)late.max);
+        size_t used = snprintf(text, sizeof text, "late %lld %lld %lld %lld\n",
+                               (long long)late.frames, (long long)late.sum, (long long)late.max,
+                               (long long)waking);
         memset(&late, 0, sizeof late);
         for (int i = 0; i < count; i++) {
             const link_t *in = &ports[i].in, *out = &ports[i].out;
@@ -280,6 +293,7 @@ static void answer(int control) {
         else if (named && fields == 4 && !strcmp(word, "rate") && a >= 0 && b >= 0)
             ports[p].in.rate = a, ports[p].out.rate = b;
         else known = 0;
+        find_shortest();
         strcpy(text, known ? "done\n" : "unknown command\n");
     }
     sendto(control, text, strlen(text), MSG_DONTWAIT, (struct sockaddr *)&peer, length);
@@ -307,10 +321,16 @@ static void serve(int control) {
     static unsigned char data[MAX_FRAME];
     ns_t next = NEVER;
     for (;;) {
-        ns_t wait = next == NEVER ? 1000000000 : later(0, next - slack - now_ns());
+        ns_t before = now_ns();
+        ns_t wait = next == NEVER ? 1000000000 : later(0, next - waking - before);
         struct timespec timeout = {wait / 1000000000, wait % 1000000000};
-        if (ppoll(polled, count + 1, &timeout, NULL) > 0) {
-            ns_t at = now_ns();
+        int ready = ppoll(polled, count + 1, &timeout, NULL);
+        ns_t at = now_ns();
+        if (!ready && wait) {
+            ns_t lateness = later(0, at - before - wait);
+            waking += ((lateness < MAX_WAKING ? lateness : MAX_WAKING) - waking) / 16;
+        } else if (ready > 0) {
+            at = later(before, at - waking);
             if (polled[count].revents) answer(control);
             for (int p = 0; p < count; p++) {
                 if (!polled[p].revents) continue;
@@ -352,5 +372,6 @@ int main(int argc, char **argv) {
     strcpy(address.sun_path, argv[1]);
     if (bind(control, (struct sockaddr *)&address, sizeof address) < 0) die(argv[1]);
     polled[count] = (struct pollfd){control, POLLIN, 0};
+    find_shortest();
     serve(control);
 }

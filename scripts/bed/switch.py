@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 from bed import devices, kernel
-from bed.links import Port, ip, superframe
+from bed.links import Port, ip, superframe, tc
 from bed.quantities import BedError
 from bed.state import State
 
 SOURCES = Path(__file__).resolve().parent
 _PATIENCE = 10  # seconds for the switch to answer
-_BUFFER = 0.05  # seconds of the link's rate that wait at a port before frames are dropped
+_BUFFER = 0.02  # seconds of the link's rate that wait at a port before frames are dropped
 _LEAST_BUFFER = 1 << 20
 
 
@@ -83,15 +83,31 @@ class Switch:
         ]
         ip(pid, moves)
         for port in ports:
-            whole = superframe(port.rate)
-            ip(self._state.process(port.node), [
-                f"link set {port.interface} gso_max_size {whole} gso_max_segs {whole // 1448 or 1}",
-            ])  # fmt: skip
+            self._shape(port)
+
+    def _shape(self, port: Port) -> None:
+        """Let a node send at the rate of its link: it waits itself, as for its own network card.
+
+        Else all that TCP has to send would lie in the switch, before whatever comes next.
+        """
+        pid, whole = self._state.process(port.node), superframe(port.rate)
+        segments = max(1, whole // 1448)
+        ip(pid, [f"link set {port.interface} gso_max_size {whole} gso_max_segs {segments}"])
+        burst, limit = round(1.1 * whole) + 2000, self._buffer([port])
+        bucket = f"tbf rate {round(port.rate * 8)}bit burst {burst} limit {limit}"
+        tc(
+            pid,
+            [f"qdisc replace dev {port.interface} root {bucket if port.rate else 'pfifo_fast'}"],
+        )
+
+    @staticmethod
+    def _buffer(ports: list[Port]) -> int:
+        return int(max(_LEAST_BUFFER, _BUFFER * max(port.rate for port in ports)))
 
     def _start(self, ports: list[Port]) -> None:
-        buffer = int(max(_LEAST_BUFFER, _BUFFER * max(port.rate for port in ports)))
+        buffer = self._buffer(ports)
         # What a frame may come too early: little against the shortest delay.
-        slack = int(min([25e-6, *(port.delay / 40 for port in ports)]) * 1e9)
+        slack = int(min([5e-5, *(port.delay / 25 for port in ports)]) * 1e9)
         arguments = [
             f"p{number}:{port.network}:{_half(port)}:{':'.join(map(str, _rates(port)))}"
             for number, port in enumerate(ports)
@@ -123,6 +139,7 @@ class Switch:
         self._ask(f"{'up' if port.up else 'down'} {number}")
         self._ask(f"delay {number} {_half(port)}")
         self._ask("rate {} {} {}".format(number, *_rates(port)))
+        self._shape(port)
 
     def _ask(self, question: str) -> str:
         mine = self._state.folder / f"asking-{os.getpid()}"
@@ -156,8 +173,8 @@ class Switch:
 
     def lateness(self) -> tuple[int, float, float]:
         """Return frames, mean and largest lateness in seconds, since last asked."""
-        frames, total, largest = map(int, self._ask("status").splitlines()[0].split()[1:])
-        return frames, total / max(1, frames) / 1e9, largest / 1e9
+        frames, total, largest, waking = map(int, self._ask("status").splitlines()[0].split()[1:])
+        return frames, total / max(1, frames) / 1e9, largest / 1e9, waking
 
     def warning(self) -> str | None:
         """Return what the switch has said since it started."""
@@ -165,7 +182,7 @@ class Switch:
 
 
 def _half(port: Port) -> int:
-    return round(port.delay / 2 * 1e9)
+    return round(port.kept / 2 * 1e9)
 
 
 def _rates(port: Port) -> tuple[int, int]:

@@ -1,0 +1,114 @@
+"""Measure links from one process: a socket stays in the network namespace that it was made in.
+
+So no second process has to be woken on the other device, and what is measured is the links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+from bed import kernel
+from bed.state import State
+from bed.topology import Node
+
+_PORT = 7099
+_PRIORITY = 40  # of SCHED_FIFO, below the switch's: busy ranks are not what is measured here
+_BLOCK = bytes(1 << 18)
+_WARMING = 0.5  # seconds of a bulk transfer before bytes count
+
+Connection = tuple[socket.socket, socket.socket]
+
+
+@contextlib.contextmanager
+def punctual() -> Iterator[None]:
+    """Run before all others but the switch."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@contextlib.contextmanager
+def connected(state: State, here: Node, there: Node) -> Iterator[Connection]:
+    """Connect two devices by TCP; yield both ends."""
+    kernel.enter(state.process(there.name), "net")
+    with socket.create_server((there.address, _PORT)) as listener:
+        kernel.enter(state.process(here.name), "net")
+        near = socket.create_connection((there.address, _PORT), timeout=10)
+        far, _ = listener.accept()
+    with near, far:
+        for end in (near, far):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield near, far
+
+
+def round_trips(connection: Connection, count: int) -> list[float]:
+    """Return seconds that a byte takes there and back, some of them, sorted."""
+    near, far = connection
+    times = []
+    for number in range(count + 3):
+        start = time.perf_counter()
+        near.send(b"x")
+        far.send(far.recv(1))
+        near.recv(1)
+        if number >= 3:  # addresses are known and caches warm
+            times.append(time.perf_counter() - start)
+        time.sleep(0.001)  # all sleep until the next one comes, as between the sums of a token
+    return sorted(times)
+
+
+def transfer(ways: list[Connection], seconds: float) -> list[float]:
+    """Send as fast as goes on all connections at once; return bytes a second of each."""
+    buffer, received = bytearray(1 << 20), [0] * len(ways)
+    with selectors.DefaultSelector() as selector:
+        for number, (near, far) in enumerate(ways):
+            near.setblocking(False)
+            far.setblocking(False)
+            selector.register(near, selectors.EVENT_WRITE, (None, near))
+            selector.register(far, selectors.EVENT_READ, (number, far))
+        begin = time.perf_counter() + _WARMING
+        while (now := time.perf_counter()) < begin + seconds:
+            for key, _ in selector.select(timeout=0.1):
+                number, end = key.data
+                if number is None:
+                    end.send(_BLOCK)
+                    continue
+                got = end.recv_into(buffer)
+                if now >= begin:
+                    received[number] += got
+        took = now - begin
+    return [number / took for number in received]
+
+
+@contextlib.contextmanager
+def busy(count: int, enter: Callable[[int], None]) -> Iterator[None]:
+    """Let so many processes compute meanwhile; `enter` is called in each with its number."""
+    children = []
+    try:
+        for number in range(count):
+            child = os.fork()
+            if child == 0:
+                try:
+                    enter(number)
+                    while True:
+                        pass
+                finally:
+                    os._exit(1)
+            children.append(child)
+        yield
+    finally:
+        for child in children:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+
+
+def middle(times: list[float]) -> tuple[float, float]:
+    """Return the median and the 95th percentile."""
+    return statistics.median(times), sorted(times)[int(0.95 * (len(times) - 1))]

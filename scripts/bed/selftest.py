@@ -1,0 +1,116 @@
+"""Measure whether a bed keeps the delays and rates that were asked for, idle and under load."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bed import devices, probe, topology
+from bed.quantities import BedError, written_duration, written_rate
+from bed.state import State
+from bed.topology import Node
+
+TOLERANCE = 0.1
+_TRIPS, _TRIPS_TIME = 51, 0.6  # round trips of a pair, and seconds that they may take
+_SECONDS = 1.0  # of a bulk transfer
+# What a link sends for each packet that TCP fills, and what of it is the sender's data.
+_WIRE, _DATA = 1514, 1448
+
+
+@dataclass
+class Measurement:
+    """What was asked of a way between devices, and what was found: seconds or bytes a second."""
+
+    name: str
+    unit: str  # "s" or "B/s"
+    asked: float  # 0 where there is no limit
+    found: float
+    loaded: bool
+
+    @property
+    def error(self) -> float:
+        """By which part the finding is off; 0 where nothing was asked."""
+        return self.found / self.asked - 1 if self.asked else 0.0
+
+    def __str__(self) -> str:
+        """Return a line for people."""
+        written = written_duration if self.unit == "s" else written_rate
+        asked = f"of {written(self.asked)}, {self.error:+.1%}" if self.asked else "(no limit)"
+        return (
+            f"{self.name:24} {'loaded' if self.loaded else 'idle':8} {written(self.found)} {asked}"
+        )
+
+
+def measure(state: State) -> Iterator[Measurement]:
+    """Yield each measurement as it is made."""
+    options, nodes = state.read()
+    members = [node for node in nodes if node.number]
+    if len(members) < 2:
+        raise BedError("the bed has one device, and so no link to measure")
+    cut = [n.name for n, port in zip(members, options["ports"], strict=False) if not port["up"]]
+    if cut:
+        raise BedError(f"the link of {', '.join(cut)} is down; `testbed link DEVICE up`")
+    for loaded in (False, True):
+        with _load(state, members) if loaded else contextlib.nullcontext(), probe.punctual():
+            for there in members[1:]:
+                yield _round_trip(state, options, members[0], there, loaded)
+            yield from _transfers(state, options, members, loaded)
+
+
+@contextlib.contextmanager
+def _load(state: State, members: list[Node]) -> Iterator[None]:
+    """Let a process compute on each device."""
+    enter = [lambda node=node: devices.become(state, node) for node in members]
+    with probe.busy(len(members), lambda number: enter[number]()):
+        yield
+
+
+def _round_trip(state: State, options: dict, a: Node, b: Node, loaded: bool) -> Measurement:
+    ends = [options["ports"][node.number - 1]["delay"] for node in (a, b)]
+    # With a switch a frame is kept for half of either end's delay; else each is a link of its own.
+    routed = sum(ends) + (topology.hops(options["topology"]) - 2) * options["delay"]
+    asked = 2 * (sum(ends) / 2 if options["topology"] == "switch" else routed)
+    count = max(11, min(_TRIPS, int(_TRIPS_TIME / asked))) if asked else _TRIPS
+    with probe.connected(state, a, b) as connection:
+        found, _ = probe.middle(probe.round_trips(connection, count))
+    return Measurement(f"round trip {a.name} {b.name}", "s", asked, found, loaded)
+
+
+def _transfers(
+    state: State, options: dict, members: list[Node], loaded: bool
+) -> Iterator[Measurement]:
+    rate = {node.name: options["ports"][node.number - 1]["rate"] for node in members}
+    first, others = members[0], members[1:]
+    around = list(zip(members, [*others, first], strict=True))
+    plans = {f"{first.name} to {others[0].name}": [(first, others[0])]}
+    if len(others) > 1:
+        plans["all to " + first.name] = [(other, first) for other in others]
+        plans[first.name + " to all"] = [(first, other) for other in others]
+        plans["each to the next"] = around
+    for name, ways in plans.items():
+        slowest = [min(rate[a.name], rate[b.name]) for a, b in ways]
+        limits = [sum(slowest)] if name == "each to the next" else [sum(slowest), rate[first.name]]
+        asked = min(limits) if all(rate.values()) else 0.0
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(probe.connected(state, a, b)) for a, b in ways]
+            found = sum(probe.transfer(opened, _SECONDS)) * _WIRE / _DATA
+        yield Measurement(name, "B/s", asked, found, loaded)
+
+
+def check(state: State, quiet: bool = False) -> None:
+    """Print what is measured. Raises BedError where it isn't what was asked for."""
+    wrong = []
+    for measurement in measure(state):
+        if not quiet:
+            print(measurement, flush=True)
+        if abs(measurement.error) > TOLERANCE:
+            wrong.append(str(measurement))
+    if wrong:
+        raise BedError(
+            "the links are off by more than 10 %, so no time measured on this bed now means "
+            f"anything ({'; '.join(' '.join(text.split()) for text in wrong)}); is other work "
+            "running, or too much asked of this machine?"
+        )
+    if not quiet:
+        print(f"all within {TOLERANCE:.0%}")
