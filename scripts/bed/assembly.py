@@ -22,28 +22,25 @@ from bed.topology import Node
 _ENGINES = {"netem": Netem, "switch": Switch}
 
 
-def missing() -> str | None:
-    """Return what this machine lacks for a bed, in a sentence; None when nothing."""
+def require() -> None:
+    """Raise BedError with what this machine lacks for a bed, where it lacks something."""
     if os.uname().sysname != "Linux":
-        return "the test bed is made of Linux namespaces, and this is not Linux"
+        raise BedError("the test bed is made of Linux namespaces, and this is not Linux")
     if os.geteuid():
-        return "the test bed makes namespaces and control groups, and so must be run as root"
-    if not shutil.which("ip") or not shutil.which("tc"):
-        return "there is no ip or tc command (apt install iproute2)"
-    try:
-        version()
-    except BedError as error:
-        return str(error)
-    return None if not Netem.missing() else Switch.missing()
+        raise BedError("the test bed makes namespaces and control groups: be root")
+    for program in ("ip", "tc"):
+        if not shutil.which(program):
+            raise BedError(f"there is no {program} command (apt install iproute2)")
+    version()
+    if not Netem.possible():
+        Switch.require()
 
 
 def up(state: State, options: dict) -> None:
     """Make a bed as the options say; nothing is left of it where that fails."""
-    lacks = missing()
-    if lacks:
-        raise BedError(lacks)
+    require()
     nodes = topology.plan(options["topology"], options["devices"], options["subnet"])
-    options["engine"] = "switch" if Netem.missing() else "netem"
+    options["engine"] = "netem" if Netem.possible() else "switch"
     made = ports(nodes, options["delay"], options["rate"])
     options["ports"] = [asdict(port) for port in made]
     state.create(options, nodes)

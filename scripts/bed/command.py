@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bed import assembly, devices, launch, quantities, selftest, topology
 from bed.cgroups import Cgroup
-from bed.quantities import BedError, written_duration, written_rate
+from bed.quantities import BedError, BedMistake, written_duration, written_rate
 from bed.state import State, names
 from bed.topology import Node
 
@@ -23,16 +23,22 @@ def main() -> int:
     try:
         if parsed.takes_command != bool(parsed.command):
             example = f"`testbed {parsed.word} {'DEVICE ' * (parsed.word == 'exec')}-- COMMAND`"
-            raise BedError(f"write {example}" if parsed.takes_command else "nothing goes after --")
-        return parsed.do(State(parsed.name), parsed) or 0
-    except (BedError, PermissionError) as error:
+            raise BedMistake(
+                f"write {example}" if parsed.takes_command else "nothing goes after --"
+            )
+        parsed.do(State(parsed.name), parsed)
+    except BedError as error:
         print(f"testbed: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # nobody reads on, as in `testbed status | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"testbed: {where}{error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--subnet", default="10.99.7.0/24", help="inside the bed (10.99.7.0/24)")
 
     add("down", _down, "end everything and remove it, also what a crash has left")
+    add("lacks", _lacks, "exit 1 with a sentence where this machine can't have a bed")
     add("status", _status, "tell what is up, and the traffic of each link")
 
     one = add("run", _run, "mpirun over all devices: a rank a device, started on the first")
@@ -101,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("device")
 
     add("test", _test, "measure the links idle and under load; exit 1 where they are off by 10 %%")
+
+    one = add("processes", _processes, "print the numbers of a device's processes")
+    one.add_argument("device")
 
     one = add("login", _login, "what mpirun starts in place of ssh")
     one.add_argument("device")
@@ -122,9 +132,9 @@ def _up(state: State, parsed: argparse.Namespace) -> None:
     private = [str(Path(folder).resolve()) for folder in parsed.private]
     for folder in private:
         if not Path(folder).is_dir():
-            raise BedError(f"--private {folder} is no folder")
+            raise BedMistake(f"--private {folder} is no folder")
     if parsed.cpu is not None and parsed.cpu < 0.1:
-        raise BedError(f"--cpu {parsed.cpu} is below a tenth of a core")
+        raise BedMistake(f"--cpu {parsed.cpu} is below a tenth of a core")
     assembly.up(state, {
         "devices": parsed.devices, "topology": parsed.topology, "subnet": parsed.subnet,
         "delay": quantities.duration(parsed.delay), "rate": quantities.rate(parsed.rate),
@@ -135,16 +145,20 @@ def _up(state: State, parsed: argparse.Namespace) -> None:
     _status(state, parsed)
 
 
+def _lacks(state: State, parsed: argparse.Namespace) -> None:
+    assembly.require()
+
+
 def _down(state: State, parsed: argparse.Namespace) -> None:
     if not state.exists():
-        raise BedError(f"no bed {state.name!r} is up")
+        raise BedMistake(f"no bed {state.name!r} is up")
     assembly.down(state)
 
 
 def _status(state: State, parsed: argparse.Namespace) -> None:
     if not state.exists():
         up = ", ".join(names())
-        raise BedError(f"no bed {state.name!r} is up{f'; there is {up}' if up else ''}")
+        raise BedMistake(f"no bed {state.name!r} is up{f'; there is {up}' if up else ''}")
     options, nodes = state.read()
     count = topology.hops(options["topology"])
     print(
@@ -187,14 +201,14 @@ def _node(state: State, wanted: str) -> Node:
         if node.number and wanted in (node.name, str(node.number), node.address):
             return node
     known = [node.name for node in nodes if node.number]
-    raise BedError(f"{wanted!r} is none of the devices {known[0]} to {known[-1]}")
+    raise BedMistake(f"{wanted!r} is none of the devices {known[0]} to {known[-1]}")
 
 
 def _run(state: State, parsed: argparse.Namespace) -> None:
     options, nodes = state.read()
     ranks = options["devices"] if parsed.np is None else parsed.np
     if ranks < 1:
-        raise BedError(f"-np {ranks} is not a number of ranks")
+        raise BedMistake(f"-np {ranks} is not a number of ranks")
     mpirun, kind = launch.find(parsed.mpi)
     if parsed.check:
         selftest.check(state, quiet=True)
@@ -219,6 +233,12 @@ def _login(state: State, parsed: argparse.Namespace) -> None:
     devices.replace(["/bin/sh", "-c", parsed.line], environment)
 
 
+def _processes(state: State, parsed: argparse.Namespace) -> None:
+    node = _node(state, parsed.device)
+    members = Cgroup(state.name, node.name).members() - {state.process(node.name)}
+    print(*sorted(members))
+
+
 def _link(state: State, parsed: argparse.Namespace) -> None:
     changes = {"up": parsed.state == "up"} if parsed.state else {}
     if parsed.delay is not None:
@@ -226,7 +246,7 @@ def _link(state: State, parsed: argparse.Namespace) -> None:
     if parsed.rate is not None:
         changes["rate"] = quantities.rate(parsed.rate)
     if not changes:
-        raise BedError("say what the link shall be: up, down, --delay or --rate")
+        raise BedMistake("say what the link shall be: up, down, --delay or --rate")
     assembly.change_link(state, _node(state, parsed.device), **changes)
 
 

@@ -6,7 +6,15 @@ import re
 
 
 class BedError(Exception):
-    """Say in a sentence what was asked wrongly or what this machine lacks."""
+    """Say in a sentence what this machine lacks or could not do."""
+
+    exit_code = 1
+
+
+class BedMistake(BedError):
+    """Say in a sentence what was asked wrongly, and what would be right."""
+
+    exit_code = 2
 
 
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z/%]*)")
@@ -24,7 +32,7 @@ _BYTES = {"": 1, "B": 1} | {
 def _read(text: str, units: dict[str, float], what: str, examples: str) -> float:
     found = _NUMBER.fullmatch(text.strip())
     if not found or found[2] not in units:
-        raise BedError(f"{text!r} is no {what}; write it as {examples}")
+        raise BedMistake(f"{text!r} is no {what}; write it as {examples}")
     return float(found[1]) * units[found[2]]
 
 
@@ -52,7 +60,7 @@ def share(text: str) -> float:
     """Return the fraction of `50%`."""
     fraction = _read(text, {"%": 0.01}, "share", "50%")
     if not 0 < fraction <= 1:
-        raise BedError(f"a share of {text} is not between 0% and 100%")
+        raise BedMistake(f"a share of {text} is not between 0% and 100%")
     return fraction
 
 

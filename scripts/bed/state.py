@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from bed.quantities import BedError
+from bed.quantities import BedMistake
 from bed.topology import Interface, Node
 
 RUN = Path("/run/tpimpi-testbed")
@@ -20,7 +20,7 @@ class State:
     def __init__(self, name: str):
         """Take a bed's name, which files and cgroups are named after."""
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,19}", name):
-            raise BedError(
+            raise BedMistake(
                 f"--name {name!r}: take up to 20 lower-case letters and digits, a letter first"
             )
         self.name = name
@@ -33,12 +33,12 @@ class State:
         return self.folder.exists()
 
     def create(self, options: dict, nodes: list[Node]) -> None:
-        """Write down what shall be, before anything is made. Raises BedError when it is up."""
+        """Write down what shall be, before anything is made. Raises BedMistake when it is up."""
         RUN.mkdir(mode=0o755, exist_ok=True)
         try:
             self.folder.mkdir()
         except FileExistsError:
-            raise BedError(
+            raise BedMistake(
                 f"the bed {self.name!r} is up; `testbed down` first, or name another with --name"
             ) from None
         (self.folder / "processes").mkdir()
@@ -52,11 +52,11 @@ class State:
         partial.replace(self.folder / "plan.json")
 
     def read(self) -> tuple[dict, list[Node]]:
-        """Return the options and the nodes. Raises BedError when the bed isn't up."""
+        """Return the options and the nodes. Raises BedMistake when the bed isn't up."""
         try:
             plan = json.loads((self.folder / "plan.json").read_text())
         except FileNotFoundError:
-            raise BedError(f"no bed {self.name!r} is up; `testbed up` makes one") from None
+            raise BedMistake(f"no bed {self.name!r} is up; `testbed up` makes one") from None
         nodes = []
         for node in plan["nodes"]:
             interfaces = [Interface(**interface) for interface in node["interfaces"]]

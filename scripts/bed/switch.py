@@ -63,15 +63,11 @@ class Switch:
         self._state = state
 
     @staticmethod
-    def missing() -> str | None:
-        """Return what this machine lacks for it, in a sentence; None when nothing."""
+    def require() -> None:
+        """Raise BedError with what this machine lacks for it, where it lacks something."""
         if not Path("/dev/net/tun").exists():
-            return "there is no /dev/net/tun, which the switch needs (modprobe tun)"
-        try:
-            program()
-        except BedError as error:
-            return str(error)
-        return None
+            raise BedError("there is no /dev/net/tun, which the switch needs (modprobe tun)")
+        program()
 
     def create(self, ports: list[Port]) -> None:
         """Start the switch and give each node its interfaces."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 
-from bed.quantities import BedError
+from bed.quantities import BedMistake
 
 MOST_DEVICES = 32  # a /24 in blocks of eight addresses
 
@@ -39,15 +39,15 @@ class Node:
 
 
 def plan(shape: str, devices: int, subnet: str) -> list[Node]:
-    """Return the nodes, devices first. Raises BedError for what doesn't fit."""
+    """Return the nodes, devices first. Raises BedMistake for what doesn't fit."""
     if not 1 <= devices <= MOST_DEVICES:
-        raise BedError(f"--devices {devices} is not between 1 and {MOST_DEVICES}")
+        raise BedMistake(f"--devices {devices} is not between 1 and {MOST_DEVICES}")
     try:
         network = ipaddress.IPv4Network(subnet)
     except ValueError as error:
-        raise BedError(f"--subnet {subnet}: {error}") from None
+        raise BedMistake(f"--subnet {subnet}: {error}") from None
     if network.prefixlen != 24:
-        raise BedError(f"--subnet {subnet} is not a /24")
+        raise BedMistake(f"--subnet {subnet} is not a /24")
     return {"switch": _switch, "klonet": _klonet}[shape](devices, network)
 
 
