@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -11,8 +12,11 @@ from mpi4py import MPI
 from tpimpi.comm.allreduce import STRATEGIES, SUM_BYTES, Exchange, most_at_once
 
 AUTO = "auto"
+LONG_BYTES = (
+    256 << 10
+)  # of a long buffer that is timed: a prompt's are longer, and take in proportion
 ROUNDS, IN_A_ROW = 3, 4  # timed rounds of a strategy; sums of a round
-PATIENCE = 0.2  # seconds: a strategy whose first sum takes longer is not timed again
+HOPELESS = 2.0  # how many times as long as the fastest in a first round
 # Which strategies may be the fastest of those that give the same bits: with long buffers star and
 # mesh send n / 2 times as much over one link as a scatter does.
 SHORT = ("mpi", "star", "mesh", "recursive-doubling", "scatter")
@@ -28,7 +32,7 @@ class Sums:
     def __init__(self, exchange: Exchange):
         self._exchange, self._size = exchange, exchange.comm.size
         self.short = self.long = "mpi"
-        self._limit = SUM_BYTES // 8  # bytes up to which a buffer is short
+        self._limit = LONG_BYTES // 2  # bytes up to which a buffer is short
         self.alone: list[tuple[int, float]] = []  # bytes, seconds of a sum that waits for nobody
 
     def __call__(self, x: np.ndarray) -> None:
@@ -42,19 +46,20 @@ class Sums:
         """Use a strategy for all lengths, or with `auto` the fastest ones (collective).
 
         They are timed over the real links: with one row of `row` numbers, as in a step of one
-        token, and with the longest buffer, as in a prompt. Either way MPI then has the memory that
-        sums need.
+        token, and with a long buffer, as in a prompt. Either way MPI then has the memory that sums
+        need.
         """
         if self._size == 1:
             return
-        row = min(row, SUM_BYTES // 8)
-        times: list[tuple[str, float]] = []
-        for length, candidates in ((row, SHORT), (SUM_BYTES // 4, LONG)):
+        row = min(row, LONG_BYTES // 8)
+        found = []
+        for length, candidates in ((row, SHORT), (LONG_BYTES // 4, LONG)):
             names = candidates if strategy == AUTO else (strategy,)
-            times.append(min(((n, self._time(n, length)) for n in names), key=lambda one: one[1]))
-        (self.short, short), (self.long, long) = times
-        self._limit = 4 * int((row * (SUM_BYTES // 4)) ** 0.5)
-        self.alone = [(4 * row, short), (SUM_BYTES, long)]
+            found.append(self._fastest(names, length))
+        (self.short, short), (self.long, long) = found
+        self._limit = 4 * int((row * (LONG_BYTES // 4)) ** 0.5)
+        self.alone = [(4 * row, short), (LONG_BYTES, long)]
+        self(np.zeros(SUM_BYTES // 4, np.float32))
 
     def seconds_alone(self, nbytes: int) -> float:
         """Return how long the sum of a buffer takes where no rank is late, as `settle` saw it.
@@ -67,22 +72,30 @@ class Sums:
         slope = max(end - begin, 0.0) / (long - short)
         return max(begin + slope * (nbytes - short), 0.0)
 
-    def _time(self, strategy: str, length: int) -> float:
-        """Return the seconds of a sum on the slowest rank, the median of rounds (collective)."""
-        x = np.zeros(length, np.float32)
-        merge, most = STRATEGIES[strategy], most_at_once(strategy, self._size)
+    def _fastest(self, names: Sequence[str], length: int) -> tuple[str, float]:
+        """Return the fastest of some strategies, and its seconds (collective).
 
-        def seconds(count: int) -> float:
-            self._exchange.meet()
-            self._exchange.comm.Barrier()
-            start = time.perf_counter()
-            for _ in range(count):
-                for at in range(0, length, most):
-                    merge(self._exchange, x[at : at + most])
-            mine = (time.perf_counter() - start) / count
-            return self._exchange.comm.allreduce(mine, MPI.MAX)
+        On the slowest rank, the median of rounds. All ranks see the same times.
+        """
+        for name in names:
+            self._seconds(name, length, 1)  # connects ranks, takes memory
+        times = {name: [self._seconds(name, length, IN_A_ROW)] for name in names}
+        best = min(first for (first,) in times.values())
+        times = {name: times[name] for name in names if times[name][0] <= HOPELESS * best}
+        for _ in range(ROUNDS - 1):
+            for name, taken in times.items():
+                taken.append(self._seconds(name, length, IN_A_ROW))
+        return min(((n, statistics.median(t)) for n, t in times.items()), key=lambda one: one[1])
 
-        first = seconds(1)
-        if first > PATIENCE:
-            return first
-        return statistics.median(seconds(IN_A_ROW) for _ in range(ROUNDS))
+    def _seconds(self, strategy: str, length: int, count: int) -> float:
+        """Return the seconds of one of `count` sums in a row on the slowest rank (collective)."""
+        x, merge = np.zeros(length, np.float32), STRATEGIES[strategy]
+        most = most_at_once(strategy, self._size)
+        self._exchange.meet()
+        self._exchange.comm.Barrier()
+        start = time.perf_counter()
+        for _ in range(count):
+            for at in range(0, length, most):
+                merge(self._exchange, x[at : at + most])
+        mine = (time.perf_counter() - start) / count
+        return self._exchange.comm.allreduce(mine, MPI.MAX)
