@@ -17,7 +17,7 @@ BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```\n", "```\n"
 # From the ground up, as imports run; what stands beside the wings comes first.
 WINGS = ("comm", "model", "checkpoint", "shards", "tape", "memory", "engine", "bench", "commands")
 BESIDE = (
-    "errors", "units", "paths", "console", "progress", "numba_settings", "launch", "cli",
+    "errors", "units", "paths", "console", "progress", "numba_settings", "slurm", "launch", "cli",
 )  # fmt: skip
 OTHERS = """\
 scripts/             quickstart, test; random checkpoints, the demo model, other programs

@@ -12,10 +12,11 @@ import os
 import sys
 from pathlib import Path
 
-from tpimpi import numba_settings
+from tpimpi import numba_settings, slurm
 from tpimpi.errors import MachineError
 
-_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE")
+# mpirun's own before SLURM's: under mpirun the tasks of a step are its daemons.
+_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 _WORLD_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
@@ -79,7 +80,7 @@ def launched_local_rank() -> int:
 
 def launched_size() -> int:
     """Return how many ranks the launcher says it started, without MPI."""
-    return max(_first_number((name,), 1) for name in _WORLD_SIZES)
+    return _first_number(_WORLD_SIZES, 1)
 
 
 def wake_punctually() -> None:
@@ -94,14 +95,17 @@ def wake_punctually() -> None:
 def prepare(threads: int | None) -> int:
     """Set the environment for MPI and numba; return the number of threads of this rank.
 
-    None stands for the cores of the node / ranks on it. Raises UserError.
+    None stands for the cores of the node / ranks on it, or what SLURM was asked for a task. Raises
+    UserError, and MachineError where SLURM contradicts itself.
     """
-    local = _first_number(_LOCAL_SIZES, 1)
-    cores = available_cores()
     asked = threads is not None
     for name, value in _SAME_SUMS.items():  # whatever is refused: MPI may be initialized for that
         os.environ.setdefault(name, value)
-    threads = numba_settings.settle(threads or max(1, cores // local), asked, cores)
+    local = _first_number(_LOCAL_SIZES, 0) or slurm.local_tasks(os.environ)
+    allowed = available_cores()
+    cores = slurm.cores_of_node(os.environ) or allowed
+    share = min(slurm.cores_of_task(os.environ) or cores, max(1, cores // local), allowed)
+    threads = numba_settings.settle(threads or share, asked, allowed)
     settings = dict(_WAITING)
     if local * threads <= cores:
         settings |= _LINGERING
@@ -122,6 +126,20 @@ def _finalize() -> None:
         MPI.Finalize()
 
 
+def _alone(expected: int, library: str) -> str:
+    """Say why each of the processes that were started sees itself alone, and what helps."""
+    mpirun = f"the mpirun of the same environment ({Path(sys.executable).parent}/mpirun)"
+    if slurm.started(os.environ):
+        return (
+            f"srun started {expected} processes, but each sees itself alone: mpi4py's MPI "
+            f"({library}) needs `srun {slurm.flag(library)}`, or {mpirun} inside sbatch"
+        )
+    return (
+        f"the launcher started {expected} processes, but each sees itself alone: mpirun is of "
+        f"another MPI than mpi4py's ({library}); use {mpirun}"
+    )
+
+
 def world():
     """Initialize MPI and return COMM_WORLD, or refuse a launcher of another MPI.
 
@@ -133,21 +151,22 @@ def world():
     mpi4py.rc.initialize = False
     from mpi4py import MPI
 
-    named = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0")
-    library = " ".join(named.split())
+    version = MPI.Get_library_version()
+    library = " ".join(version.split("\n")[0].split(",")[0].strip("\0").split())
     if not MPI.Is_initialized():
         if "OMPI_COMM_WORLD_SIZE" in os.environ and library.startswith("MPICH"):
             raise MachineError(
                 f"this is Open MPI's mpirun, but mpi4py's MPI is another ({library}); use the "
                 f"mpirun of the same environment ({Path(sys.executable).parent}/mpirun)"
             )
+        if slurm.speaks_otherwise(os.environ, version):
+            raise MachineError(
+                f"srun --mpi=pmix starts Open MPI, but mpi4py's MPI is another ({library}); use "
+                f"`srun {slurm.flag(library)}`, or mpirun inside sbatch"
+            )
         MPI.Init_thread(MPI.THREAD_FUNNELED)
         atexit.register(_finalize)
     size, expected = MPI.COMM_WORLD.size, launched_size()
     if size == 1 and expected > 1:
-        raise MachineError(
-            f"the launcher started {expected} processes, but each sees itself alone: mpirun is of "
-            f"another MPI than mpi4py's ({library}); use the mpirun of the same environment "
-            f"({Path(sys.executable).parent}/mpirun) or `srun --mpi=pmi2` or `--mpi=pmix`"
-        )
+        raise MachineError(_alone(expected, library))
     return MPI.COMM_WORLD
