@@ -20,7 +20,7 @@ BESIDE = (
     "errors", "units", "paths", "console", "progress", "numba_settings", "slurm", "launch", "cli",
 )  # fmt: skip
 OTHERS = """\
-scripts/             quickstart, test; random checkpoints, the demo model, other programs
+scripts/             quickstart, test; random checkpoints, the demo model, other programs; slurm/
 hostfiles/           examples for MPICH and Open MPI
 tests/               flat, named after the wings; the same files run at any number of ranks
 docs/                pages and pictures

@@ -17,18 +17,23 @@ BATCH = {
 # ... and the second of three tasks of `srun --nodes=2 --ntasks=3`, on the first node.
 STEP = {
     "SLURM_CPUS_ON_NODE": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_NTASKS": "3",
-    "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
 }  # fmt: skip
-PMI2 = STEP | {"PMI_RANK": "1", "PMI_SIZE": "3"}
+PMI2 = STEP | {"PMI_FD": "11", "PMI_RANK": "1", "PMI_SIZE": "3"}
 PMIX = STEP | {"PMIX_RANK": "1", "PMIX_NAMESPACE": "slurm.pmix.1.1"}
 # Under mpirun in the batch script the tasks are hydra's daemons; each here has two ranks.
 HYDRA = BATCH | {
-    "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1", "PMI_RANK": "3", "PMI_SIZE": "4",
-    "SLURM_NODEID": "1", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2",
+    "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1", "PMI_FD": "5", "PMI_RANK": "3",
+    "PMI_SIZE": "4", "SLURM_NODEID": "1", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
     "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
 }  # fmt: skip
 
-MPICH = "MPICH Version:      5.0.2\nMPICH configure:    --with-device=ch4:ucx,ofi\n"
+MPICH = (
+    "MPICH Version:      5.0.2\nMPICH Device:       ch4:ucx ofi\n"
+    "MPICH configure:    --with-device=ch4:ucx,ofi\n"
+)
 YIELD = "OMPI_MCA_mpi_yield_when_idle"
 OPEN_MPI = "Open MPI v5.0.11, package: Open MPI"
 
@@ -141,6 +146,13 @@ def test_how_srun_must_start_an_mpi():
     assert not slurm.speaks_otherwise(PMIX, MPICH.replace("--with", "--with-pmix=/usr --with"))
     assert not slurm.speaks_otherwise(PMIX, OPEN_MPI)
     assert not slurm.speaks_otherwise(PMI2, MPICH) and not slurm.speaks_otherwise(STEP, MPICH)
+
+
+def test_whose_addresses_slurm_can_t_read():
+    assert slurm.must_avoid_ucx(PMI2, MPICH)
+    assert not slurm.must_avoid_ucx(PMI2 | {"SLURM_STEP_NUM_NODES": "1"}, MPICH)
+    assert not slurm.must_avoid_ucx(PMI2, MPICH.replace("ch4:ucx ofi", "ch4:ucx"))  # has no other
+    assert not slurm.must_avoid_ucx(HYDRA, MPICH) and not slurm.must_avoid_ucx(PMIX, OPEN_MPI)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,8 @@ def world():
                 f"srun --mpi=pmix starts Open MPI, but mpi4py's MPI is another ({library}); use "
                 f"`srun {slurm.flag(library)}`, or mpirun inside sbatch"
             )
+        if slurm.must_avoid_ucx(os.environ, version):
+            os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
         MPI.Init_thread(MPI.THREAD_FUNNELED)
         atexit.register(_finalize)
     size, expected = MPI.COMM_WORLD.size, launched_size()

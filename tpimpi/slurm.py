@@ -87,3 +87,20 @@ def speaks_otherwise(environment: Mapping[str, str], version: str) -> bool:
     return offered and started(environment) and (
         version.startswith("MPICH") and "pmix" not in version
     )  # fmt: skip
+
+
+def must_avoid_ucx(environment: Mapping[str, str], version: str) -> bool:
+    """Tell whether this MPICH, started by srun on several nodes, must take OFI instead of UCX.
+
+    Its UCX part publishes 4 KiB of whatever lies behind a rank's address in memory, in lines that
+    may be longer than the 1024 bytes that SLURM's PMI-2 server can read: then the start hangs.
+    hydra, the `mpirun` of MPICH, reads them.
+    """
+    device = next((line for line in version.splitlines() if line.startswith("MPICH Device")), "")
+    return (
+        started(environment)
+        and "PMI_FD" in environment
+        and environment.get("SLURM_STEP_NUM_NODES", "1") != "1"
+        and "ucx" in device
+        and "ofi" in device
+    )
