@@ -216,6 +216,20 @@ def test_what_is_missing_is_said_in_a_sentence(name, environment, words):
     assert re.search(words, said), said
 
 
+def test_modules_of_the_site(tmp_path):
+    # As sites' own functions do, this one reads what is not set and goes on after what fails.
+    (tmp_path / "profile").write_text(
+        "module() { false; : $LOADED_BEFORE; echo $* >>log; [ ${2-mpich/4} = mpich/4 ]; }\n"
+    )
+    environment = {"BASH_ENV": str(tmp_path / "profile"), "TPIMPI_VENV": "/nowhere"}
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    code, said = script("mpirun.sbatch", folder=tmp_path, TPIMPI_MODULES="mpich/9", **environment)
+    assert code == 2 and 'the modules "mpich/9" can\'t be loaded' in said
+    code, said = script("mpirun.sbatch", folder=tmp_path, TPIMPI_MODULES="mpich/4", **environment)
+    assert code == 2 and said.endswith("as docs/klonet.md tells")
+    assert (tmp_path / "log").read_text().split("\n")[-3:] == ["purge", "load mpich/4", ""]
+
+
 def test_scripts_are_submitted_in_the_folder_of_tpimpi(tmp_path):
     for path in SCRIPTS.glob("*.sbatch"):
         code, said = script(path.name, folder=tmp_path)

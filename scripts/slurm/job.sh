@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # Sourced by the batch scripts of this folder, which set $venv, $modules and $disk at their top.
 # `prepare_job [MPICH | "Open MPI"]` is all that a job needs before its first rank starts; it sets
 # $mpi, the name of the MPI that mpi4py uses.
@@ -34,7 +35,7 @@ load_modules() {
         missing "$(hostname) has no \`module\` to load \"$modules\" with; leave TPIMPI_MODULES empty"
     set +eu # sites' own functions are seldom written for these
     # shellcheck disable=SC2086 # several names
-    module purge && module load $modules ||
+    { module purge && module load $modules; } ||
         missing "the modules \"$modules\" can't be loaded; \`module avail\` tells what there is"
     set -eu
 }

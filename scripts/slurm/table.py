@@ -31,8 +31,8 @@ class Row:
     mode: str
     token: float
     parts: dict[str, float]
-    prompt: int
-    first: float
+    prompt: int | None  # tokens of the longest prompt that there was time for
+    first: float | None
     peak: int
 
 
@@ -54,7 +54,7 @@ def read(folder: Path) -> list[Row | Failure]:
         result, log = folder / f"{name}.json", folder / f"{name}.log"
         if result.exists():
             bench = json.loads(result.read_text())
-            found += [row(name, bench, mode, m) for mode, m in bench["modes"].items()]
+            found += [row(name, bench, mode) for mode in bench["modes"]]
         elif log.exists():
             found.append(Failure(name, reason(log.read_text())))
         else:
@@ -62,13 +62,17 @@ def read(folder: Path) -> list[Row | Failure]:
     return found
 
 
-def row(name: str, bench: dict, mode: str, measured: dict) -> Row:
+def row(name: str, bench: dict, mode: str) -> Row | Failure:
     """Return the row of one mode of one line of `tpimpi bench --output json`."""
-    steps = {(t["kind"], t["tokens"]): t["seconds"] for t in measured["times"]}
-    prompt = max(tokens for kind, tokens in steps if kind == "prompt" and steps[kind, tokens])
+    measured = bench["modes"][mode]
+    times = [t for t in measured["times"] if t["seconds"]]  # for others there was no time
+    seconds = {(t["kind"], t["tokens"]): t["seconds"]["median"] for t in times}
+    if ("step", 1) not in seconds:
+        return Failure(name, f"there was no time for a token of mode {mode}; give --seconds more")
+    prompt = max((tokens for kind, tokens in seconds if kind == "prompt"), default=None)
     return Row(
-        name, bench["ranks"], max(bench["threads"]), mode, steps["step", 1]["median"],
-        parts(measured["one_token"]), prompt, steps["prompt", prompt]["median"],
+        name, bench["ranks"], max(bench["threads"]), mode, seconds["step", 1],
+        parts(measured["one_token"]), prompt, seconds.get(("prompt", prompt)),
         max(measured["peak_memory_bytes"]),
     )  # fmt: skip
 
@@ -99,9 +103,10 @@ def table(rows: list[Row | Failure]) -> str:
             lines.append([r.name, f"failed: {r.why}"])
             continue
         shares = [f"{r.parts[part]:.0%}" for part in PARTS]
+        first = "" if r.first is None else f"{r.first:.2f} ({r.prompt})"
         lines.append([
             r.name, str(r.ranks), str(r.threads), r.mode, f"{r.token * 1e3:.1f}", *shares,
-            f"{r.first:.2f} ({r.prompt})", f"{r.peak / MIB:.0f}",
+            first, f"{r.peak / MIB:.0f}",
         ])  # fmt: skip
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
