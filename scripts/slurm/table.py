@@ -58,7 +58,7 @@ def read(folder: Path) -> list[Row | Failure]:
         elif log.exists():
             found.append(Failure(name, reason(log.read_text())))
         else:
-            found.append(Failure(name, "not yet run"))
+            found.append(Failure(name, "it has not been run"))
     return found
 
 
