@@ -101,7 +101,8 @@ def _run(invocation, threads: int, world) -> int:
     group = Group(world)
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        agree_on_code(group)
+        if not invocation.examines:
+            agree_on_code(group)
         invocation.run(invocation.options, group, threads)
         sys.stdout.flush()
         group.close()

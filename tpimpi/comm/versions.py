@@ -23,28 +23,44 @@ def agree_on_code(group: Group) -> None:
     """
     if group.size == 1:
         return
+    code, libraries = differences(group)
+    if code:
+        with group.together():
+            raise UserError(code)
+    if group.rank == 0:
+        for sentence in libraries:
+            say(sentence)
+
+
+def differences(group: Group) -> tuple[str | None, list[str]]:
+    """Return in words how code differs (None: nowhere), and libraries, on any rank (collective)."""
     sources = _sources()
-    mine = (group.host, tpimpi.__version__, _digest(repr(sources).encode()), _libraries())
+    mine = (group.host, tpimpi.__version__, _digest(repr(sources).encode()), library_versions())
     everyone = group.comm.allgather(mine)
     hosts, programs = [one[0] for one in everyone], [one[1:3] for one in everyone]
+    code, libraries = None, []
     other = _first_other(programs)
     if other:
         files = group.comm.allgather(sources)  # all ranks see the difference, so all are here
-        with group.together():
-            raise UserError(
-                f"rank 0 on {hosts[0]} and rank {other} on {hosts[other]} run different code: "
-                f"{_difference(everyone[0][1], everyone[other][1], files[0], files[other])}; "
-                "install the same tpimpi on all machines"
+        code = (
+            f"rank 0 on {hosts[0]} and rank {other} on {hosts[other]} run different code: "
+            f"{_difference(everyone[0][1], everyone[other][1], files[0], files[other])}; "
+            "install the same tpimpi on all machines"
+        )
+    for name in everyone[0][3]:
+        versions = [one[3].get(name) for one in everyone]
+        other = _first_other(versions)
+        if other:
+            libraries.append(
+                f"{name} is {versions[0]} on {hosts[0]} and {versions[other]} on "
+                f"{hosts[other]} (rank {other}): results may differ from those of one version"
             )
-    if group.rank == 0:
-        for name in everyone[0][3]:
-            versions = [one[3][name] for one in everyone]
-            other = _first_other(versions)
-            if other:
-                say(
-                    f"{name} is {versions[0]} on {hosts[0]} and {versions[other]} on "
-                    f"{hosts[other]} (rank {other}): results may differ from those of one version"
-                )
+    return code, libraries
+
+
+def code_digest() -> str:
+    """Return a digest of all source files."""
+    return _digest(repr(_sources()).encode())
 
 
 def _first_other(values: list) -> int:
@@ -79,7 +95,8 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of what numbers may depend on."""
     versions = {"Python": platform.python_version()}
     for name in LIBRARIES:
         try:

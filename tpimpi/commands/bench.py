@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from tpimpi.bench.settings import MODES, PROMPTS, Settings
 from tpimpi.commands import flags
-from tpimpi.commands.files import check_folder
+from tpimpi.commands.files import check_folder, check_plot
 from tpimpi.console import say
 from tpimpi.errors import UserError
 
@@ -111,9 +110,7 @@ def run(options: Options, group, threads: int) -> None:
         if options.report:
             check_folder(options.report, "--report")
         if options.plot:
-            check_folder(options.plot, "--plot")
-            if find_spec("matplotlib") is None:
-                raise UserError("--plot needs matplotlib: pip install 'tpimpi[bench]'")
+            check_plot(options.plot)
     source = _source(options, group)
     with group.together():
         prompts, work = prompts_and_work(options.settings, source.config.max_positions)

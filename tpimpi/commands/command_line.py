@@ -32,6 +32,7 @@ class Invocation:
     run: Callable[[Any, Any, int], None]  # options, group, threads; collective
     options: Any
     threads: int | None
+    examines: bool  # also ranks of different code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,7 +67,8 @@ def parse(argv: Sequence[str]) -> Invocation:
     if unknown:
         parsers[args.command].error(_unknown(unknown[0], flags[args.command]))
     options = args.module.options(args)
-    return Invocation(args.module.run, options, getattr(args, "threads", None))
+    examines = getattr(args.module, "EXAMINES", False)
+    return Invocation(args.module.run, options, getattr(args, "threads", None), examines)
 
 
 def _unknown(word: str, known: dict[str, bool]) -> str:

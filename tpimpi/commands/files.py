@@ -6,6 +6,7 @@ import codecs
 import os
 import select
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from tpimpi.errors import UserError
@@ -58,6 +59,13 @@ def _read_stdin() -> bytes:
             break
         data, patience = data + part, SILENCE_SECONDS
     return data
+
+
+def check_plot(path: str) -> None:
+    """Refuse --plot where its file could not be written, or there is nothing to draw with."""
+    check_folder(path, "--plot")
+    if find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib: pip install 'tpimpi[bench]'")
 
 
 def check_folder(path: str, flag: str) -> None:

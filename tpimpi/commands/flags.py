@@ -72,9 +72,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_model_or_shape(parser: argparse.ArgumentParser) -> None:
+def add_model_or_shape(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --model and what stands in for it: --shape, --layers, --dtype."""
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group(required=required)
     source.add_argument("--model", "-m", "--model-path", metavar="DIR", help="Hugging Face model")
     source.add_argument(
         "--shape", metavar="NAME", help="a named shape such as llama2-70b; no checkpoint is needed"

@@ -88,7 +88,7 @@ class FreeMemory:
 def free_memory(proc: Path = Path("/proc"), root: Path = Path("/")) -> FreeMemory:
     """Return what the node and the process's cgroups (versions 1 and 2) can still give."""
     tightest, path = None, ""
-    for folder, version in _memory_cgroups(proc, root):
+    for folder, version in cgroups("memory", proc, root):
         left = _cgroup_left(folder, version)
         if left is not None and (tightest is None or left < tightest):
             tightest, path = left, str(folder)
@@ -105,8 +105,10 @@ def _node_available(proc: Path) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _memory_cgroups(proc: Path, root: Path) -> list[tuple[Path, int]]:
-    """List the folders of the cgroups that hold this process, innermost first, and their version.
+def cgroups(
+    controller: str, proc: Path = Path("/proc"), root: Path = Path("/")
+) -> list[tuple[Path, int]]:
+    """List a controller's cgroups that hold this process, innermost first, and their version.
 
     In a container the path of /proc/self/cgroup may lie outside of what is mounted; then the mount
     itself is the container's own group.
@@ -122,9 +124,9 @@ def _memory_cgroups(proc: Path, root: Path) -> list[tuple[Path, int]]:
         kind, _, options = right.split(" ", 2)
         if kind == "cgroup2":
             version, own = 2, [g.split(":", 2)[2] for g in groups if g.startswith("0::")]
-        elif kind == "cgroup" and "memory" in options.split()[-1].split(","):
+        elif kind == "cgroup" and controller in options.split()[-1].split(","):
             named = (g.split(":", 2) for g in groups)
-            version, own = 1, [path for _, names, path in named if "memory" in names.split(",")]
+            version, own = 1, [path for _, names, path in named if controller in names.split(",")]
         else:
             continue
         base, mount = left.split(" ")[3:5]
