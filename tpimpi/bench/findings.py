@@ -107,8 +107,8 @@ def of_cores(devices: Sequence[Device]) -> list[Finding]:
             )))  # fmt: skip
         elif len(ranks) > len(used) > 0:
             found.append(Finding(NOTE, _ranks(ranks), (
-                f"{who(*ranks)} are {len(ranks)} ranks on {_number(len(used), 'core')}: "
-                f"{len(used)} would hold the same arithmetic with fewer sums"
+                f"{who(*ranks)} share {_number(len(used), 'core')}: as many ranks as cores compute "
+                "as fast, with fewer sums"
             )))  # fmt: skip
     for d in devices:
         if d.quota is not None and d.quota < min(d.threads, len(d.cores)):

@@ -24,7 +24,7 @@ from tpimpi.model.encoding import ENCODINGS
 
 SECONDS = 0.4  # of each measurement: four periods of a cgroup's share of a core
 PRODUCT = (192, 256, 512)  # T, N, K: weights and results stay in the caches
-MEMORY_BYTES = 256 << 20  # read by each rank: far more than its caches, where it has the memory
+MEMORY_BYTES = 128 << 20  # read by the ranks of a node, where it has so much: more than caches hold
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def _reading(group: Group, threads: int) -> tuple[Callable[[], object], int]:
     """Return a read of memory and its bytes; a device with little memory lends little."""
     free = free_memory()
     most = free.node if free.cgroup is None else min(free.node, free.cgroup)
-    nbytes = min(MEMORY_BYTES, most // 8 // group.node.size) // 4096 * 4096
-    data = np.frombuffer(huge_pages(max(nbytes, 1 << 20)), np.uint64)
+    nbytes = max(min(MEMORY_BYTES, most // 8) // group.node.size, 1 << 20)
+    data = np.frombuffer(huge_pages(nbytes), np.uint64)
     data[...] = 1
     if group.node.rank == 0:
         read_memory(data, threads)  # compiled by one rank for all of its node

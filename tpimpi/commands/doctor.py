@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -140,14 +141,24 @@ def _table(devices, speeds) -> list[str]:
 
 
 def _matrix(links) -> list[str]:
-    """Return a line for each sending rank: latency and rate to each other."""
-    from tpimpi.bench.link_findings import mbit, ms
+    """Return latencies and rates, a line for each sending rank."""
+    ranks = range(len(links))
 
-    rows = [["from / to", *(f"rank {to}" for to in range(len(links)))]]
-    for sender, row in enumerate(links):
-        cells = (f"{ms(link.latency)}, {mbit(link.rate)}" if link else "-" for link in row)
-        rows.append([f"rank {sender}", *cells])
-    return ["links: one way, and the rate in that direction", *_aligned(rows)]
+    def table(what: str, number: Callable) -> list[str]:
+        rows = [[what, *(f"to {to}" for to in ranks)]]
+        for sender, row in enumerate(links):
+            cells = (_short(number(link)) if link else "-" for link in row)
+            rows.append([f"from {sender}", *cells])
+        return _aligned(rows)
+
+    return [
+        *table("ms one way", lambda link: link.latency * 1e3), "",
+        *table("Mbit/s", lambda link: link.rate * 8 / 1e6),
+    ]  # fmt: skip
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _aligned(rows, left: tuple[int, ...] = ()) -> list[str]:
