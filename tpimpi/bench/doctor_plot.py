@@ -15,10 +15,8 @@ import numpy as np  # noqa: E402
 from matplotlib.colors import LogNorm  # noqa: E402
 
 from tpimpi.bench.examination import Examination  # noqa: E402
-from tpimpi.bench.findings import FAILS, SLOW  # noqa: E402
 
 COLOURS = ("#0072B2", "#009E73", "#E69F00")
-MARKED = "#D55E00"  # a rank about which there is a sentence
 INK = "#333333"
 CELL = 0.62  # inches of a link
 
@@ -26,7 +24,6 @@ CELL = 0.62  # inches of a link
 def draw(path: str, found: Examination) -> None:
     """Write the PNG of an examination with speeds."""
     count = len(found.devices)
-    marked = {r for f in found.findings if f.level in (FAILS, SLOW) for r in f.ranks}
     with plt.rc_context({"font.size": 10, "text.color": INK, "axes.labelcolor": INK}):
         square = 1.6 + CELL * max(count, 4)
         figure = plt.figure(figsize=(2 * square + 2.6, square + 3.2), layout="constrained")
@@ -41,11 +38,11 @@ def draw(path: str, found: Examination) -> None:
             ("Product, GFLOP/s", "Memory, GB/s", "Disk, MB/s"),
             (
                 [s.flops / 1e9 for s in speeds], [s.memory / 1e9 for s in speeds],
-                [(s.disk or 0) / 1e6 for s in speeds],
+                [s.disk and s.disk / 1e6 for s in speeds],
             ),
             COLOURS, strict=True,
         ):  # fmt: skip
-            _bars(axes, title, values, colour, marked)
+            _bars(axes, title, values, colour)
         figure.suptitle(_title(found), fontsize=12)
         figure.savefig(path, dpi=130, format="png")
         plt.close(figure)
@@ -90,13 +87,13 @@ def _heat(axes, found: Examination, title: str, number: Callable, colours: str) 
             )  # fmt: skip
 
 
-def _bars(axes, title: str, values: Sequence[float], colour: str, marked: set[int]) -> None:
+def _bars(axes, title: str, values: Sequence[float | None], colour: str) -> None:
     names = [str(rank) for rank in range(len(values))]
-    colours = [MARKED if rank in marked else colour for rank in range(len(values))]
-    axes.bar(names, values, color=colours, width=0.7)
-    top = max(values) or 1.0
+    axes.bar(names, [value or 0 for value in values], color=colour, width=0.7)
+    top = max(value or 0 for value in values) or 1.0
     for rank, value in enumerate(values):
-        axes.text(rank, value + 0.02 * top, _short(value), ha="center", va="bottom", fontsize=9)
+        text = "none" if value is None else _short(value)
+        axes.text(rank, (value or 0) + 0.02 * top, text, ha="center", va="bottom", fontsize=9)
     axes.set_title(title, loc="left", fontweight="bold")
     axes.set(xlabel="rank", ylim=(0, 1.15 * top), xlim=(-0.8, max(len(values), 2) - 0.2))
     axes.set_yticks([])
@@ -108,4 +105,4 @@ def _bars(axes, title: str, values: Sequence[float], colour: str, marked: set[in
 def _short(value: float) -> str:
     if value >= 10_000:
         return f"{value / 1000:.0f}k"
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
