@@ -112,11 +112,12 @@ def of_cores(devices: Sequence[Device]) -> list[Finding]:
             )))  # fmt: skip
     for d in devices:
         if d.quota is not None and d.quota < min(d.threads, len(d.cores)):
+            fewer = max(1, int(d.quota))
+            way = f"start with --threads {fewer}, or " if fewer < d.threads else ""
             found.append(Finding(SLOW, (d.rank,), (
                 f"{who(d)} starts {_number(d.threads, 'thread')}, but its cgroup gives it "
-                f"{d.quota:.2g} of a core's time"
-                + (f"; start with --threads {max(1, int(d.quota))}" if d.threads > 1 else "")
-                + ", or raise the limit (docker: --cpus, SLURM: --cpus-per-task)"
+                f"{d.quota:.2g} of a core's time; {way}raise that limit (docker: --cpus, SLURM: "
+                "--cpus-per-task)"
             )))  # fmt: skip
     return found
 
