@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,11 +19,12 @@ from mpi4py import MPI
 from tpimpi.comm.group import CHUNK, Group
 
 SECONDS = 6.0  # for all pairs; those without the hub that come later are left out
-TRIPS, TRIP_SECONDS = 21, 0.04  # round trips of a pair at most: by number, and by their time
+TRIPS, TRIP_SECONDS = 15, 0.03  # round trips in a row at most: by number, and by their time
 FEWEST_TRIPS = 3  # ... but so many at least
 FIRST_BYTES = 16 << 10  # of the first transfer: 13 ms at 10 Mbit/s
 SHORTEST, LONGEST = 0.003, 0.02  # seconds of a transfer that tells a rate
 GROWTH = 4  # of a transfer at most: what a shaper lets through at once says nothing of its rate
+ANNOUNCED = 3  # round trips of a large message at most: MPI asks for leave to send it
 _ORDER, _ASK, _DATA, _FOUND = range(101, 105)  # tags
 
 
@@ -47,7 +48,7 @@ def measure_links(
         return _obey(group)
     links: list[list[Link | None]] = [[None] * group.size for _ in range(group.size)]
     pairs = list(combinations(range(group.size), 2))  # those of rank 0 come first
-    each = seconds / max(1, len(pairs)) - TRIP_SECONDS  # some twenty transfers
+    each = seconds / max(1, len(pairs)) - 2 * TRIP_SECONDS  # some twenty transfers
     target = max(SHORTEST, min(each / 20, LONGEST))
     end = time.monotonic() + seconds
     for one, other in pairs:
@@ -111,22 +112,26 @@ def _measure(comm: MPI.Comm, peer: int, target: float) -> tuple[Link, Link]:
         comm.Recv(data[:down], peer, _DATA)
         return time.perf_counter() - start
 
-    trips = list(_trips(lambda: exchange(0, 4)))
-    trip = statistics.quantiles(trips, n=4)[0]  # in the rest the machine was busy otherwise
+    trip = _trip(lambda: exchange(0, 4))
     there = _rate(lambda nbytes: exchange(nbytes, 4), trip, target)
     back = _rate(lambda nbytes: exchange(0, nbytes), trip, target)
+    trip = min(trip, _trip(lambda: exchange(0, 4)))  # a machine may have been busy for long
     comm.Send(np.zeros(2, np.int32), peer, _ASK)
     return Link(trip / 2, there), Link(trip / 2, back)
 
 
-def _trips(trip: Callable[[], float]) -> Iterator[float]:
-    """Yield the seconds of round trips after two that connect and wake up."""
+def _trip(trip: Callable[[], float]) -> float:
+    """Return the seconds of a round trip, after two that connect and wake up.
+
+    The lower quartile: in some of the others a machine was busy otherwise.
+    """
     trip(), trip()
-    start = time.perf_counter()
-    for count in range(TRIPS):
-        if count >= FEWEST_TRIPS and time.perf_counter() - start > TRIP_SECONDS:
-            return
-        yield trip()
+    found, start = [], time.perf_counter()
+    while len(found) < TRIPS:
+        if len(found) >= FEWEST_TRIPS and time.perf_counter() - start > TRIP_SECONDS:
+            break
+        found.append(trip())
+    return statistics.quantiles(found, n=4)[0]
 
 
 def _rate(transfer: Callable[[int], float], trip: float, target: float) -> float:
@@ -144,7 +149,8 @@ def _rate(transfer: Callable[[int], float], trip: float, target: float) -> float
     less = _typical(transfer, size // 4, target)
     if size == CHUNK or took - less < 0.2 * took:  # so fast that caches would count, or all noise
         return size / max(took - trip, 0.1 * took)
-    return (size - size // 4) / (took - less)
+    most = size / max(took - ANNOUNCED * trip, 0.3 * took)
+    return min((size - size // 4) / (took - less), most)
 
 
 def _typical(transfer: Callable[[int], float], size: int, target: float) -> float:
