@@ -69,3 +69,22 @@ def test_what_has_no_measurable_time_is_bounded_by_its_largest_transfer():
 def test_one_hiccup_changes_nothing():
     transfer, _ = wire(37e6, 1e-4, hiccups=(0.05,))
     assert links._rate(transfer, 1e-4, 0.01) == pytest.approx(37e6, rel=0.05)
+
+
+def test_what_stands_out_from_both_ranks_is_doubtful():
+    fast, slow, far = Link(1e-3, 36e6), Link(1e-3, 1e6), Link(9e-3, 36e6)
+
+    def lan(odd):
+        return [
+            [None if i == j else odd.get((i, j), fast) for j in range(4)] for i in range(4)
+        ]  # fmt: skip
+
+    assert links.doubtful(lan({})) == []
+    assert links.doubtful(lan({(1, 3): slow})) == [(1, 3)] == links.doubtful(lan({(3, 1): slow}))
+    assert links.doubtful(lan({(2, 0): far, (0, 2): far})) == [(0, 2)]
+    behind = {(2, other): slow for other in range(4)}  # a slow device
+    assert links.doubtful(lan(behind)) == []
+    assert links.doubtful(lan(behind | {(0, 3): slow})) == [(0, 3)]
+    assert links.doubtful([[None, fast], [slow, None]]) == []
+    assert links.doubtful(lan(behind | {(0, 3): None})) == []
+    assert far.better(slow) == Link(1e-3, 36e6)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -25,6 +25,7 @@ FIRST_BYTES = 16 << 10  # of the first transfer: 13 ms at 10 Mbit/s
 SHORTEST, LONGEST = 0.003, 0.02  # seconds of a transfer that tells a rate
 GROWTH = 4  # of a transfer at most: what a shaper lets through at once says nothing of its rate
 ANNOUNCED = 3  # round trips of a large message at most: MPI asks for leave to send it
+STANDS_OUT = 2.0  # by which a link is slower than others: then it is measured once more
 _ORDER, _ASK, _DATA, _FOUND = range(101, 105)  # tags
 
 
@@ -35,6 +36,10 @@ class Link:
     latency: float  # seconds one way, half of a round trip of a few bytes
     rate: float  # bytes a second, in this direction alone
 
+    def better(self, other: Link) -> Link:
+        """Return the best of two measurements of one link: a busy machine only makes it worse."""
+        return Link(min(self.latency, other.latency), max(self.rate, other.rate))
+
 
 def measure_links(
     group: Group, seconds: float = SECONDS, on_pair: Callable[[], None] = lambda: None
@@ -42,7 +47,7 @@ def measure_links(
     """Measure the link of each pair (collective). Returns them [from][to] on rank 0, else None.
 
     A rank's link to itself is None, and so are those of pairs without rank 0 that do not fit into
-    `seconds`. `on_pair` is called on rank 0 after each pair.
+    `seconds`. What stands out is measured twice. `on_pair` is called on rank 0 after each pair.
     """
     if group.rank != 0:
         return _obey(group)
@@ -55,9 +60,35 @@ def measure_links(
         if one == 0 or time.monotonic() < end:
             links[one][other], links[other][one] = _ordered(group, one, other, target)
         on_pair()
+    for one, other in doubtful(links):
+        again = _ordered(group, one, other, target)
+        links[one][other] = links[one][other].better(again[0])
+        links[other][one] = links[other][one].better(again[1])
     for rank in range(1, group.size):
         group.comm.Send(np.array([-1.0, 0.0]), rank, _ORDER)
     return links
+
+
+def doubtful(links: Sequence[Sequence[Link | None]]) -> list[tuple[int, int]]:
+    """Return the pairs that are far slower than both of their ranks are with others.
+
+    That may be a bad cable, or a moment in which a machine was busy.
+    """
+    pairs = {
+        (i, j): (max(there.latency, back.latency), min(there.rate, back.rate))
+        for i, j in combinations(range(len(links)), 2)
+        if (there := links[i][j]) and (back := links[j][i])
+    }
+    found = []
+    for pair, (latency, rate) in pairs.items():
+        beside = [[pairs[p] for p in pairs if rank in p and p != pair] for rank in pair]
+        if not all(beside):
+            continue
+        least = max(min(one[0] for one in some) for some in beside)
+        most = min(max(one[1] for one in some) for some in beside)
+        if latency > STANDS_OUT * least or rate < most / STANDS_OUT:
+            found.append(pair)
+    return found
 
 
 def _ordered(group: Group, one: int, other: int, target: float) -> tuple[Link, Link]:
