@@ -122,7 +122,7 @@ def test_ranks(told, variables, size, rank, local):
 def test_threads(told, monkeypatch, variables, allowed, threads):
     told(variables)
     monkeypatch.setattr(launch, "available_cores", lambda: allowed)
-    monkeypatch.setattr(launch, "_wake_punctually", lambda: None)
+    monkeypatch.setattr(launch, "wake_punctually", lambda: None)
     assert launch.prepare(None) == threads
     for name in [n for n in os.environ if n.startswith("NUMBA_")]:
         del os.environ[name]
@@ -131,7 +131,7 @@ def test_threads(told, monkeypatch, variables, allowed, threads):
 
 def test_who_yields_its_core(told, monkeypatch):
     monkeypatch.setattr(launch, "available_cores", lambda: 4)
-    monkeypatch.setattr(launch, "_wake_punctually", lambda: None)
+    monkeypatch.setattr(launch, "wake_punctually", lambda: None)
     told(STEP | {"SLURM_CPUS_ON_NODE": "8"})  # each of two tasks is bound to four of eight
     launch.prepare(None)
     assert YIELD not in os.environ
