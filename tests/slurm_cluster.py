@@ -97,20 +97,26 @@ def fetch(folder: Path) -> Path:
 
 def _download(folder: Path, archives: Path) -> None:
     """Let apt fetch the packages and what they need, first by the machine's own lists of them."""
-    options = ["-o", f"Dir::Cache::Archives={archives}", "-o", "APT::Sandbox::User=root"]
     lists = folder / "lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     ours = ["-o", f"Dir::State::Lists={lists}"]
     install = ["install", "--download-only", "--reinstall", "--no-install-recommends", "-y"]
-    for command in ([*install], ["update", *ours], [*install, *ours]):
+
+    def apt(*arguments) -> str | None:
+        common = ["-o", f"Dir::Cache::Archives={archives}", "-o", "APT::Sandbox::User=root"]
         done = subprocess.run(
-            ["apt-get", "-q", *options, *command, *(PACKAGES if "install" in command else ())],
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            ["apt-get", "-q", *common, *arguments], capture_output=True, text=True, check=False,
+            stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        if "install" in command and done.returncode == 0:
-            return
-    reason = (done.stderr.strip().splitlines() or ["it does not say why"])[-1]
-    raise Unavailable(f"apt-get can't download the packages of SLURM: {reason}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
+        return (errors or ["it does not say why"])[0] if done.returncode else None
+
+    if apt(*install, *PACKAGES) is None:
+        return
+    reason = apt("update", "-o", "APT::Update::Error-Mode=any", *ours)
+    reason = reason or apt(*install, *ours, *PACKAGES)
+    if reason:
+        raise Unavailable(f"apt-get can't download the packages of SLURM: {reason}")
 
 
 class Cluster:
