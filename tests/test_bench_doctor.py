@@ -137,6 +137,8 @@ def test_a_folder_that_cannot_be_written():
     speeds = [speed(0), speed(1, disk=None, trouble="Disk quota exceeded")]
     found = findings.of_folders([device(0), device(1)], speeds, JOB)
     only(found, FAILS, (1,), "Disk quota exceeded")
+    both = [replace(broken, rank=0), broken]
+    only(findings.of_folders(both, None, JOB), FAILS, (0, 1), "ranks 0 and 1 on dev1 can't write")
 
 
 def test_a_disk_too_small():

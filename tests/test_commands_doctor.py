@@ -65,10 +65,10 @@ def test_a_folder_that_cannot_be_written(mpirun, tmp_path):
     folder = tmp_path / "file" / "below"
     process = run(mpirun, 2, "doctor", "--save-dir", folder, "--output", "json")
     assert process.returncode == 1
-    assert "tpimpi: 2 of these findings would make a run fail" in process.stderr
+    assert "tpimpi: 1 of these findings would make a run fail" in process.stderr
     found = json.loads(process.stdout)
     fails = [one for one in found["findings"] if one["level"] == "fails"]
-    assert [one["ranks"] for one in fails] == [[0], [1]] and not found["usable"]
+    assert [one["ranks"] for one in fails] == [[0, 1]] and not found["usable"]
     assert "it is a file" in fails[0]["text"] and "--save-dir" in fails[0]["text"]
     assert [rank["speed"]["disk"] for rank in found["ranks"]] == [None, None]
 

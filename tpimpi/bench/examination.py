@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tpimpi.bench import findings, link_findings
 from tpimpi.bench.device import Device, device_of
 from tpimpi.bench.findings import FAILS, Finding, Job
-from tpimpi.bench.job import Asked, example
+from tpimpi.bench.job import Asked
 from tpimpi.bench.speed import Speed, bytes_on_the_wire, measure_speed, meet
 from tpimpi.comm.group import Group
 from tpimpi.comm.links import Link, measure_links
@@ -52,10 +52,13 @@ class Examination:
         }
 
 
-def examine(group: Group, threads: int, save_dir: str | None, asked: Asked | None) -> Examination:
+def examine(
+    group: Group, threads: int, save_dir: str | None, ask: Callable[[], Asked | None]
+) -> Examination:
     """Examine all ranks and links (collective); the links are on rank 0 alone.
 
-    Until the ranks are known to run the same code only what they are is asked.
+    Ranks of different code only say what they are; what else is collective could leave them waiting
+    for one another. `ask` returns what is to be run (collective), None where that is not known.
     """
     code, libraries = differences(group)
     devices = _devices(group, threads, save_dir)
@@ -63,15 +66,17 @@ def examine(group: Group, threads: int, save_dir: str | None, asked: Asked | Non
         *findings.of_program(devices, code, libraries), *findings.of_hosts(devices),
         *findings.of_cores(devices),
     ]  # fmt: skip
-    job, speeds, links = example(), None, None
+    job, speeds, links = Asked.example(group.size).sums(), None, None
     if not code:
+        asked = ask()
         broken = _load_kernels(group, threads)
         if broken:
             found.append(broken)
         else:
             job = asked.job(group, threads) if asked else job
             links, wire = _links(group)
-            speeds = _speeds(group, threads, Path(devices[group.rank].folder.path))
+            folder = devices[group.rank].folder
+            speeds = _speeds(group, threads, None if folder.trouble else Path(folder.path))
             if links:
                 found += link_findings.of_links(devices, links, job, wire)
             found += findings.of_speed(devices, speeds)
@@ -105,7 +110,7 @@ def _links(group: Group) -> tuple[list[list[Link | None]] | None, list[int | Non
     return links, group.comm.allgather(mine)
 
 
-def _speeds(group: Group, threads: int, folder: Path) -> list[Speed]:
+def _speeds(group: Group, threads: int, folder: Path | None) -> list[Speed]:
     with Waiting("doctor: timing products, memory and disks", group.rank) as waiting:
         waiting.begin()
         return group.comm.allgather(measure_speed(group, threads, folder, ENCODING))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from tpimpi.bench.device import Device
-from tpimpi.bench.folder import IN_MEMORY, NETWORK
+from tpimpi.bench.folder import IN_MEMORY, NETWORK, Folder
 from tpimpi.bench.speed import Speed
 from tpimpi.units import rate, size
 
@@ -95,7 +95,7 @@ def of_cores(devices: Sequence[Device]) -> list[Finding]:
         bound = [d for d in ranks if len(d.cores) == 1]
         if bound and len(used) < all_of_it:
             found.append(Finding(SLOW, _ranks(bound), (
-                f"{who(*bound)} may use {_number(len(set().union(*(d.cores for d in bound))))} of "
+                f"{who(*bound)} may use {len(set().union(*(d.cores for d in bound)))} of "
                 f"the machine's {all_of_it} cores; {_unbind(bound[0])}"
             )))  # fmt: skip
         threads = sum(d.threads for d in ranks)
@@ -131,37 +131,49 @@ def _unbind(device: Device) -> str:
 
 
 def of_folders(
-    devices: Sequence[Device], speeds: Sequence[Speed] | None, job: Job | None
+    devices: Sequence[Device], speeds: Sequence[Speed] | None, job: Job
 ) -> list[Finding]:
     """Tell which ranks can't keep their shard, and whose disk is shared or slow."""
-    found = []
+    said: dict[tuple[str, str], list[Device]] = {}
     for d in devices:
-        folder, way = d.folder, "name another folder with --save-dir, or set XDG_CACHE_HOME"
-        speed = speeds[d.rank] if speeds else None
-        if job and job.shard_bytes and not job.shard_bytes[d.rank]:
-            continue  # it is there
-        if folder.trouble or (speed and speed.disk is None):
-            why = folder.trouble or speed.trouble
-            text = f"{who(d)} can't write its shard to {folder.path or 'the cache'} ({why}); {way}"
-            found.append(Finding(FAILS, (d.rank,), text))
-        elif folder.file_system in IN_MEMORY:
-            found.append(Finding(SLOW, (d.rank,), (
-                f"{who(d)} keeps its shard in {folder.path}, which lies in memory "
-                f"({folder.file_system}): it takes that from the model, and a restart loses it; "
-                "name a folder on a disk with --save-dir"
-            )))  # fmt: skip
-        elif folder.file_system in NETWORK:
-            found.append(Finding(SLOW, (d.rank,), (
-                f"{who(d)} keeps its shard in {folder.path} on a network file system "
-                f"({folder.file_system}), through which every token's weights would pass; name a "
-                "folder on its own disk with --save-dir"
-            )))  # fmt: skip
-    if job and job.shard_bytes:
+        if job.shard_bytes and not job.shard_bytes[d.rank]:
+            continue  # its shard is there
+        why = d.folder.trouble or (speeds[d.rank].trouble if speeds else None)
+        trouble = _trouble(d.folder, why)
+        if trouble:
+            said.setdefault(trouble, []).append(d)
+    found = [
+        Finding(level, _ranks(ranks), f"{who(*ranks)} {text}")
+        for (level, text), ranks in said.items()
+    ]
+    if job.shard_bytes:
         found += _small_disks(devices, job)
     if speeds:
         found += _shared_folders(devices, speeds)
         found += _slow_disks(devices, speeds)
     return found
+
+
+def _trouble(folder: Folder, why: str | None) -> tuple[str, str] | None:
+    """Return how bad a folder is for a shard, and in what way."""
+    if why:
+        return FAILS, (
+            f"can't write a shard to {folder.path or 'the cache'} ({why}); name another folder "
+            "with --save-dir, or set XDG_CACHE_HOME"
+        )
+    if folder.file_system in IN_MEMORY:
+        return SLOW, (
+            f"would keep a shard in {folder.path}, which lies in memory ({folder.file_system}): "
+            "it takes that from the model, and a restart loses it; name a folder on a disk with "
+            "--save-dir"
+        )
+    if folder.file_system in NETWORK:
+        return SLOW, (
+            f"would keep a shard in {folder.path} on a network file system "
+            f"({folder.file_system}), through which each token's weights would pass; name a "
+            "folder on a disk of its own with --save-dir"
+        )
+    return None
 
 
 def _small_disks(devices: Sequence[Device], job: Job) -> Iterator[Finding]:
@@ -248,5 +260,5 @@ def _ranks(devices: Sequence[Device]) -> tuple[int, ...]:
     return tuple(d.rank for d in devices)
 
 
-def _number(count: int, what: str = "") -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}" if what else str(count)
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

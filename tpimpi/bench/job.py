@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tpimpi.bench.findings import Job
@@ -57,6 +57,16 @@ class Asked:
         partition = Partition.of(config, [1] * group.size)
         return cls(config, partition, lambda source: dtype, None, 0)
 
+    @classmethod
+    def example(cls, ranks: int) -> Asked:
+        """Take a small model, where none is named."""
+        config = shape_config(EXAMPLE, None)
+        return cls(config, Partition.of(config, [1] * ranks), lambda source: "bf16", None, 0)
+
+    def sums(self) -> Job:
+        """Return what it asks of the links alone."""
+        return Job(self.config.name, 2 * self.config.num_layers, 4 * self.config.hidden_size)
+
     def job(self, group: Group, threads: int) -> Job:
         """Return what it asks of all ranks, whose kernels are loaded (collective)."""
         config, mine = self.config, self.partition.ranks[group.rank]
@@ -75,13 +85,5 @@ class Asked:
             plan_ranks(ranks, MemoryRequest(), work)
         except UserError as error:
             trouble = str(error)
-        return Job(
-            config.name, 2 * config.num_layers, 4 * config.hidden_size,
-            tuple(group.comm.allgather(need)), trouble,
-        )  # fmt: skip
-
-
-def example() -> Job:
-    """Return the sums of a small model, where none is named."""
-    config = shape_config(EXAMPLE, None)
-    return Job(EXAMPLE, 2 * config.num_layers, 4 * config.hidden_size)
+        shard_bytes = tuple(group.comm.allgather(need))
+        return replace(self.sums(), shard_bytes=shard_bytes, trouble=trouble)

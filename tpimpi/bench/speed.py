@@ -39,19 +39,25 @@ class Speed:
     sees: tuple[int, ...]  # the ranks whose files are in its folder
 
 
-def measure_speed(group: Group, threads: int, folder: Path, encoding: str) -> Speed:
-    """Measure this rank while all others measure (collective). Its kernels are loaded."""
+def measure_speed(group: Group, threads: int, folder: Path | None, encoding: str) -> Speed:
+    """Measure this rank while all others measure (collective); no disk without a folder.
+
+    The kernels are loaded.
+    """
     flops = _rate(group, *_product(threads, encoding))
     memory = _rate(group, *_reading(group, threads))
     probe, trouble, disk = None, None, None
     meet(group)
     try:
-        probe = Probe(folder, SECONDS)
+        probe = Probe(folder, SECONDS) if folder else None
     except (OSError, MachineError) as error:
         trouble = describe(error) if isinstance(error, OSError) else str(error)
     try:
         names = group.comm.allgather(probe.path.name if probe else "")
-        sees = tuple(r for r, n in enumerate(names) if n and (there(folder) / n).exists())
+        sees = tuple(
+            rank for rank, name in enumerate(names)
+            if folder and name and (there(folder) / name).exists()
+        )  # fmt: skip
         meet(group)
         if probe:
             try:

@@ -67,7 +67,7 @@ def run(options: Options, group, threads: int) -> None:
             check_folder(options.report, "--report")
         if options.plot:
             check_plot(options.plot)
-    found = examine(group, threads, options.save_dir, _asked(options, group))
+    found = examine(group, threads, options.save_dir, lambda: _asked(options, group))
     if group.rank == 0:
         if options.report:
             write_json(options.report, found.content())
