@@ -1,6 +1,7 @@
 """The entry point: from the command line to an exit code, with every rank going down together.
 
-Exit codes: 0, 1 (the machine's failure), 2 (the user's mistake), 130 (Ctrl-C).
+Exit codes: 0, 1 (the machine's failure), 2 (the user's mistake), 130 (Ctrl-C), 143 (SIGTERM).
+Under a launcher a guard stands by each rank from the first moment, see `guard`.
 """
 
 from __future__ import annotations
@@ -8,23 +9,41 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 
-INTERRUPTED = 130
+from tpimpi import status
+from tpimpi.guard import process
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
     """Run `tpimpi` on this rank and exit."""
-    signal.signal(signal.SIGINT, _leave_at_once)  # imports take a second, in which nothing is held
+    _on_signals(_leave_at_once)  # imports take a second, in which nothing is held
     _open_what_is_closed()
+    process.stand_by()
     code = _main()
-    signal.signal(signal.SIGINT, _leave_at_once)
+    _on_signals(_leave_at_once)
     if _unwritable() and code == 0:
         code = 1
     sys.exit(code)
 
 
-def _leave_at_once(*_) -> None:
-    os._exit(INTERRUPTED)
+def _on_signals(handler) -> None:
+    for number in SIGNALS:
+        signal.signal(number, handler)
+
+
+def _leave_at_once(number: int, _=None) -> None:
+    os._exit(128 + number)
+
+
+def _interrupt(number: int, _) -> None:
+    """Let everything be put down that is held; at a second signal leave that."""
+    # With a guard the launcher's signal comes twice.
+    ignored = signal.SIG_IGN if status.current.guarded else _leave_at_once
+    _on_signals(ignored)
+    raise KeyboardInterrupt(number)
 
 
 def _open_what_is_closed() -> None:
@@ -70,6 +89,8 @@ def _main() -> int:
         invocation = parse(sys.argv[1:])
         speaks = speaks or launch.launched_local_rank() == 0  # each machine has its own reasons
         threads = launch.prepare(invocation.threads)
+        status.current.timeout = invocation.timeout
+        status.current.stage = status.MEETING
         world = launch.world()
     except SystemExit as leaving:  # --help, --version
         return leaving.code or 0
@@ -87,6 +108,7 @@ def _code(error: BaseException) -> int:
 def _fail(sentence: str, code: int, speaks: bool = True) -> int:
     from tpimpi.console import say
 
+    status.current.said = True
     if not _unwritable() and speaks:
         say(sentence)
     return code
@@ -95,24 +117,28 @@ def _fail(sentence: str, code: int, speaks: bool = True) -> int:
 def _run(invocation, threads: int, world) -> int:
     """Run the command on all ranks. Returns the exit code, or takes all ranks down."""
     from tpimpi.comm.group import Group
+    from tpimpi.comm.heartbeat import Heartbeat
     from tpimpi.comm.versions import agree_on_code
     from tpimpi.errors import MachineError, UserError, describe
 
-    group = Group(world)
+    heartbeat, group = Heartbeat(world), Group(world)
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _on_signals(_interrupt)
         if not invocation.examines:
             agree_on_code(group)
         invocation.run(invocation.options, group, threads)
         sys.stdout.flush()
         group.close()
+        heartbeat.stop()
         return 0
     except (UserError, MachineError) as error:
-        if getattr(error, "agreed", False) or group.size == 1:
-            return _fail(str(error), _code(error), group.rank == 0)  # every rank is here
+        if getattr(error, "agreed", False) or group.size == 1:  # every rank is here
+            code = _fail(str(error), _code(error), group.rank == 0)
+            heartbeat.stop()
+            return code
         return _abort(world, group, str(error), _code(error))
-    except KeyboardInterrupt:
-        return _abort(world, group, None, INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(*interrupt.args)
     except BrokenPipeError:
         return _abort(world, group, None, 1)
     except (OSError, MemoryError) as error:
@@ -124,13 +150,24 @@ def _run(invocation, threads: int, world) -> int:
         return _abort(world, group, f"internal error: {describe(error)}", 1)
 
 
+def _interrupted(number: int = signal.SIGINT) -> int:
+    """End this rank; the launcher tells the others of the signal, or ends them after this."""
+    from tpimpi.console import say
+
+    own = status.current
+    if own.guarded:
+        os.kill(os.getppid(), number)  # the guard ends all at one time, or MPI would complain
+        threading.Event().wait()
+    say(own.ended_line("ended by " + signal.Signals(number).name))
+    os._exit(128 + number)
+
+
 def _abort(world, group, sentence: str | None, code: int) -> int:
     """Take all ranks down: those that wait in a collective would wait for ever."""
     where = f"rank {group.rank} on {group.host}: " if group.size > 1 else ""
     _fail(f"{where}{sentence}", code, sentence is not None)
     if group.size == 1:
-        if sentence is None:
-            os._exit(code)
         return code
+    status.current.alone = True
     world.Abort(code)
     return code

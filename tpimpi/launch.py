@@ -166,7 +166,7 @@ def world():
             )
         if slurm.must_avoid_ucx(os.environ, version):
             os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
-        MPI.Init_thread(MPI.THREAD_FUNNELED)
+        MPI.Init_thread(MPI.THREAD_MULTIPLE)  # a thread beats, see comm.heartbeat
         atexit.register(_finalize)
     size, expected = MPI.COMM_WORLD.size, launched_size()
     if size == 1 and expected > 1:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from tpimpi import status
 from tpimpi.units import duration, rate, size
 
 EVERY_SECONDS = 2.0
@@ -39,19 +40,24 @@ class Progress:
             )  # fmt: skip
 
     def __enter__(self) -> Progress:
+        self._before = status.current.own.doing
+        status.current.begin(self._title)
         if self._speaks and self._bar is None:
             self._teller = _Teller(self._tell)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         if self._bar is not None:
             self._bar.close()
         if self._teller is not None:
             self._teller.close()
+        if kind is None:
+            status.current.begin(self._before)
 
     def update(self, amount: int = 0) -> None:
         """Count `amount` more as done, and tell it when it is time."""
         self._done += amount
+        status.current.figures = self._count()
         if self._bar is not None:
             self._bar.update(amount)
         elif self._speaks:
@@ -64,12 +70,16 @@ class Progress:
                 self._last = now
                 print(f"tpimpi: {self._line(now - self._start)}", file=sys.stderr, flush=True)
 
-    def _line(self, seconds: float) -> str:
+    def _count(self) -> str:
         if self._unit == "B":
-            text = f"{self._title}: {size(self._done)} of {size(self._total)}"
+            return f"{size(self._done)} of {size(self._total)}"
+        return f"{self._done} of {self._total} {self._unit}"
+
+    def _line(self, seconds: float) -> str:
+        text = f"{self._title}: {self._count()}"
+        if self._unit == "B":
             pace = rate(self._done / seconds)
         else:
-            text = f"{self._title}: {self._done} of {self._total} {self._unit}"
             per_second = self._done / seconds
             pace = (
                 f"{per_second:,.0f} a second" if per_second >= 10 else f"{per_second:.1f} a second"

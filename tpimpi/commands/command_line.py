@@ -11,6 +11,7 @@ from typing import Any
 
 from tpimpi import __version__
 from tpimpi.commands import COMMANDS
+from tpimpi.commands.flags import number
 from tpimpi.errors import UserError
 
 REMOVED = {
@@ -33,6 +34,7 @@ class Invocation:
     options: Any
     threads: int | None
     examines: bool  # also ranks of different code
+    timeout: float  # seconds of silence
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,14 +63,21 @@ def parse(argv: Sequence[str]) -> Invocation:
         module = import_module(f"tpimpi.commands.{name}")
         subparser = subparsers.add_parser(name, help=module.SUMMARY)
         module.add_flags(subparser)
+        subparser.add_argument(
+            "--timeout", type=number(float, 5), default=60.0, metavar="SECONDS",
+            help="end when nothing was heard of a rank for so long, however slow a rank may be: it "
+            "is stopped or can't be reached (default: 60)",
+        )  # fmt: skip
         subparser.set_defaults(module=module)
         flags[name], parsers[name] = _flags(subparser), subparser
     args, unknown = parser.parse_known_args(_normalized(argv, flags))
     if unknown:
         parsers[args.command].error(_unknown(unknown[0], flags[args.command]))
     options = args.module.options(args)
-    examines = getattr(args.module, "EXAMINES", False)
-    return Invocation(args.module.run, options, getattr(args, "threads", None), examines)
+    return Invocation(
+        args.module.run, options, getattr(args, "threads", None),
+        getattr(args.module, "EXAMINES", False), args.timeout,
+    )  # fmt: skip
 
 
 def _unknown(word: str, known: dict[str, bool]) -> str:

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import chain
 
+from tpimpi import status
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_text, read_text
 from tpimpi.console import say
@@ -201,6 +202,7 @@ def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
     with Waiting("waiting for the first text", 0 if speaks else 1) as waiting:
         waiting.begin()
         first = next(stream, "")  # weights that stay in memory are read meanwhile
+    status.current.within_line = show
     if show and options.echo and options.prompt is not None:
         print(prompt, end="")
     for piece in chain([first], stream):
@@ -208,6 +210,7 @@ def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
             print(piece, end="", flush=True)
     if show:
         print(flush=True)
+    status.current.within_line = False
     completion = stream.completion
     ends = () if options.settings.ignore_eos else llm.config.eos_token_ids
     if completion and completion.ids[0] in ends:

@@ -6,9 +6,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tpimpi.engine.figures import RankFigures, bound
+from tpimpi.engine.figures import RankFigures, bound, made
 from tpimpi.errors import MachineError
 from tpimpi.units import rate, size
+
+_MADE = ("tokens", "prompt_tokens", "first_token_seconds", "tokens_per_second")
 
 
 def line(figures: dict, ranks: list[RankFigures]) -> str:
@@ -16,9 +18,7 @@ def line(figures: dict, ranks: list[RankFigures]) -> str:
     binds = bound(ranks)
     last = f" (rank {binds.rank} on {binds.host} last)" if len(ranks) > 1 else ""
     return (
-        f"{figures['tokens']} tokens after a prompt of {figures['prompt_tokens']} | "
-        f"first token {figures['first_token_seconds']:.2f} s | "
-        f"{figures['tokens_per_second']:.2f} tokens/s | "
+        made(*(figures[name] for name in _MADE)) + " | "
         f"peak memory {size(figures['peak_memory_bytes'])} a rank | "
         f"read {size(figures['bytes_read'])}, {rate(figures['read_bytes_per_second'])} | "
         f"{binds.what} {binds.share:.0%}{last}"

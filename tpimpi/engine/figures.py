@@ -111,9 +111,22 @@ def bound(ranks: list[RankFigures]) -> Bound:
     return Bound(what, parts[what] / whole, last.rank, last.host)
 
 
+def decode_rate(tokens: int, first: float, total: float) -> float:
+    """Return the tokens a second after the first of them; seconds."""
+    return (tokens - 1) / (total - first) if tokens > 1 and total > first else 0.0
+
+
+def made(tokens: int, prompt: int, first: float, per_second: float) -> str:
+    """Return what was made and how fast, for people."""
+    return (
+        f"{tokens} tokens after a prompt of {prompt} | first token {first:.2f} s | "
+        f"{per_second:.2f} tokens/s"
+    )
+
+
 def summary(ranks: list[RankFigures], prompt: int, tokens: int, first: float, total: float) -> dict:
     """Return the figures of a run by name. Seconds, bytes, tokens."""
-    decode = (tokens - 1) / (total - first) if tokens > 1 and total > first else 0.0
+    decode = decode_rate(tokens, first, total)
     read = sum(r.bytes_read for r in ranks)
     binds = bound(ranks)
     return {

@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tpimpi import status
 from tpimpi.checkpoint.text_stream import TextStream
 from tpimpi.checkpoint.tokenizer import Tokenizer
 from tpimpi.engine.engine import Engine
+from tpimpi.engine.figures import decode_rate, made
 from tpimpi.engine.sampler import Sampler
 from tpimpi.engine.settings import GenerationSettings
 
@@ -52,6 +54,12 @@ class Generation:
             self._seconds = time.perf_counter() - start
             self._first = self._first or self._seconds
             self._ids.append(token)
+            status.current.figures = made(
+                len(self._ids),
+                len(self._prompt_ids),
+                self._first,
+                decode_rate(len(self._ids), self._first, self._seconds),
+            )
             if token in self._ends:
                 self._reason = "stop"
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tpimpi import status
 from tpimpi.comm.group import Group
 from tpimpi.comm.sums import AUTO
 from tpimpi.engine import figures
@@ -45,6 +46,7 @@ class Session:
         They get None, once rank 0 has left its block. Its error is raised on all ranks, or what
         has failed on another and was the cause.
         """
+        status.current.begin("computing")
         if self._group.rank != 0:
             if self.engine.serve():
                 self._agree(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tpimpi import status
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
 from tpimpi.console import say
@@ -61,7 +62,10 @@ class Source:
         """
         with group.together():
             check_folder(self.folder)
-        return ensure_shards(
+        status.current.begin("making its shard", "the same command goes on with what is there")
+        found = ensure_shards(
             group, self.config, self.partition, self.checkpoint, self.folder, again,
             replace=not self._named,
         )  # fmt: skip
+        status.current.begin("loading the model", "the same command starts with the shards there")
+        return found

@@ -1,0 +1,94 @@
+"""The launchers' processes above a rank, and how they are ended where they would wait for ever.
+
+With a host that can't be reached hydra waits until Ctrl-C is pressed again, Open MPI's prterun
+until it is pressed three times; what they started on that host waits for them in its turn. Each
+look here is at this machine's /proc only: SLURM's own processes are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+_HEADS = ("mpiexec.hydra", "mpiexec", "mpirun", "prterun")
+_PROXIES = ("hydra_pmi_proxy", "prted")
+
+# (seconds after the rank's end, signal): what a user would do, then what ends any process.
+_HEAD_SIGNALS = (
+    (1.0, signal.SIGINT), (1.4, signal.SIGINT), (1.8, signal.SIGINT), (2.4, signal.SIGINT),
+    (4.0, signal.SIGTERM), (5.0, signal.SIGKILL),
+)  # fmt: skip
+_PROXY_SIGNALS = ((4.0, signal.SIGTERM), (6.0, signal.SIGKILL))
+NAP = 0.1
+
+
+def rename(title: str) -> None:
+    """Show another command line for this process in `ps`, so that it is not taken for the rank."""
+    if sys.platform != "linux":
+        return
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end, see proc(5)
+    if 0 < start < end:
+        ctypes.memset(start, 0, end - start)
+        data = title.encode()[: end - start - 1]
+        ctypes.memmove(start, data, len(data))
+
+
+def see_off(rank: int, launcher: int) -> None:
+    """Let a process of its own end the launcher if that waits, once the ranks here have gone.
+
+    Rank 0 ends the launcher's head if that is on its machine, the others what the launcher has
+    started on theirs.
+    """
+    names, signals = (_HEADS, _HEAD_SIGNALS) if rank == 0 else (_PROXIES, _PROXY_SIGNALS)
+    found = _ancestor(launcher, names)
+    if found is None or os.fork():
+        return
+    try:
+        os.setsid()  # the launcher may end the process group that this one was of
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):  # whose end launchers wait for
+            os.dup2(nowhere, number)
+        os.closerange(3, 1024)
+        _end(found, signals)
+    finally:
+        os._exit(0)
+
+
+def _end(process: tuple[int, str], signals: tuple) -> None:
+    start = time.monotonic()
+    for seconds, number in signals:
+        while time.monotonic() < start + seconds:
+            if _identity(process[0]) != process:
+                return
+            time.sleep(NAP)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process[0], number)
+
+
+def _ancestor(pid: int, names: tuple[str, ...]) -> tuple[int, str] | None:
+    """Return the nearest process above that has one of the names, as `_identity` tells it."""
+    while pid > 1:
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return None
+        name = text[text.index("(") + 1 : text.rindex(")")]
+        if name in names:
+            return _identity(pid)
+        pid = int(text.rpartition(")")[2].split()[1])
+    return None
+
+
+def _identity(pid: int) -> tuple[int, str] | None:
+    """Return a process's number and when it started; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else (pid, fields[19])
