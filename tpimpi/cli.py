@@ -116,6 +116,7 @@ def _fail(sentence: str, code: int, speaks: bool = True) -> int:
 
 def _run(invocation, threads: int, world) -> int:
     """Run the command on all ranks. Returns the exit code, or takes all ranks down."""
+    from tpimpi import launch
     from tpimpi.comm.group import Group
     from tpimpi.comm.heartbeat import Heartbeat
     from tpimpi.comm.versions import agree_on_code
@@ -124,6 +125,7 @@ def _run(invocation, threads: int, world) -> int:
     heartbeat, group = Heartbeat(world), Group(world)
     try:
         _on_signals(_interrupt)
+        launch.forget_shared_memory()
         if not invocation.examines:
             agree_on_code(group)
         invocation.run(invocation.options, group, threads)
@@ -158,7 +160,7 @@ def _interrupted(number: int = signal.SIGINT) -> int:
     if own.guarded:
         os.kill(os.getppid(), number)  # the guard ends all at one time, or MPI would complain
         threading.Event().wait()
-    say(own.ended_line("ended by " + signal.Signals(number).name))
+    say(own.ended_line("interrupted"))
     os._exit(128 + number)
 
 

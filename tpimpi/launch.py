@@ -7,6 +7,7 @@ folder for these kernels in it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import sys
@@ -44,6 +45,8 @@ _YIELDING = {
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE": "1",
     "MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT": "16",
 }
+
+_SHARED_MEMORY = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")
 
 _PR_SET_TIMERSLACK, _SLACK = 29, 1000  # see prctl(2); nanoseconds
 
@@ -116,6 +119,21 @@ def prepare(threads: int | None) -> int:
         os.environ.setdefault(name, value)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's own threads would only spin
     return threads
+
+
+def forget_shared_memory() -> None:
+    """Remove the names of MPI's shared memory, once all ranks of the node have opened it.
+
+    MPI does so when it ends; some MiB would stay behind where a rank is killed.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for name in {line.rpartition(" ")[2] for line in lines}:
+        if name.startswith(_SHARED_MEMORY):
+            with contextlib.suppress(FileNotFoundError):  # another rank was faster
+                os.unlink(name)
 
 
 def _finalize() -> None:

@@ -18,10 +18,9 @@ from pathlib import Path
 _HEADS = ("mpiexec.hydra", "mpiexec", "mpirun", "prterun")
 _PROXIES = ("hydra_pmi_proxy", "prted")
 
-# (seconds after the rank's end, signal): what a user would do, then what ends any process.
+# (seconds after the rank was to end, signal): what a user would do, then what ends any process.
 _HEAD_SIGNALS = (
-    (1.0, signal.SIGINT), (1.4, signal.SIGINT), (1.8, signal.SIGINT), (2.4, signal.SIGINT),
-    (4.0, signal.SIGTERM), (5.0, signal.SIGKILL),
+    (1.4, signal.SIGINT), (1.6, signal.SIGINT), (1.8, signal.SIGINT), (3.0, signal.SIGKILL)
 )  # fmt: skip
 _PROXY_SIGNALS = ((4.0, signal.SIGTERM), (6.0, signal.SIGKILL))
 NAP = 0.1
@@ -58,6 +57,17 @@ def see_off(rank: int, launcher: int) -> None:
         _end(found, signals)
     finally:
         os._exit(0)
+
+
+def abort(launcher: int) -> None:
+    """Let hydra end all ranks, as MPI_Abort does; it waits for them where one fails in silence.
+
+    Any other launcher ends them when a rank's process has failed.
+    """
+    number = os.environ.get("PMI_FD", "")
+    if number.isdigit() and _ancestor(launcher, _PROXIES[:1]):
+        with contextlib.suppress(OSError):  # it has ended
+            os.write(int(number), b"cmd=abort exitcode=1\n")  # version 1 of PMI, all that it speaks
 
 
 def _end(process: tuple[int, str], signals: tuple) -> None:

@@ -112,10 +112,16 @@ class _Guard:
         return 0
 
     def _pass_on(self, number: int) -> None:
-        """Let the rank end by itself, as long as that takes a moment."""
+        """Tell the figures so far, and let the rank end by itself, as long as that is a moment."""
+        own = self._status
         os.kill(self._pid, number)
-        if self._deadline is None:
-            self._signal, self._deadline = number, time.monotonic() + MOMENT
+        if self._deadline is not None:
+            return
+        self._signal, self._deadline = number, time.monotonic() + MOMENT
+        if own.rank == 0 and not own.said:  # at once: Open MPI passes nothing on any more
+            self._say(own.ended_line("interrupted"))
+            own.said = True
+        launchers.see_off(own.rank, self._launcher)  # now: it may end this process before long
 
     def _end_rank(self) -> None:
         self._status.said = True
@@ -132,15 +138,15 @@ class _Guard:
     def _ended(self, code: int) -> int:
         """Say what the rank could not; return the exit code."""
         own = self._status
-        if self._signal and own.rank == 0 and not own.said:
-            why = "Ctrl-C" if self._signal == signal.SIGINT else signal.Signals(self._signal).name
-            self._say(own.ended_line(f"ended by {why}"))
-        elif code and not self._signal and not own.said:
+        if code and not self._signal and not own.said:
             self._mourn(code)
-        if code < 0 or code > 128 or own.alone or self._signal:
-            launchers.see_off(own.rank, self._launcher)
         if self._signal:
             return 128 + self._signal
+        if code < 0 or code > 128 or own.alone:
+            launchers.see_off(own.rank, self._launcher)
+        if code < 0 or (code and not own.said):
+            launchers.abort(self._launcher)
+            self._signalled_within(LINGER)
         return code if code >= 0 else FAILED
 
     def _mourn(self, code: int) -> None:

@@ -70,7 +70,7 @@ class Silence:
                 f"(--timeout), last while {peer.doing}: it is stopped or can't be reached; "
                 f"{own.then}"
             )
-        more = sum(since >= TELL for since in self._since) - 1
+        more = sum(since >= TELL for since in self._since) - 1 if silent else 0
         others = f" and {more} more" if more > 0 else ""
         return self._once(silent, f"waiting {{}} for rank {silent} on {peer.host}{others}") or back
 
