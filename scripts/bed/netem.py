@@ -51,9 +51,8 @@ class Netem:
         rates = (port.rate, 0 if port.wire else port.rate)
         ends = ((self._state.process(port.node), port.interface), (self._inside(), f"p{number}"))
         for (pid, name), rate in zip(ends, rates, strict=True):
-            limited = f"rate {round(rate * 8)}bit" if rate else ""
-            delay = f"delay {port.kept / 2 * 1e6:.0f}us limit {_LIMIT}"
-            tc(pid, [f"qdisc {verb} dev {name} root netem {delay} {limited}"])
+            kept = f"delay {port.kept / 2 * 1e6:.0f}us limit {_LIMIT}"
+            tc(pid, [f"qdisc {verb} dev {name} root netem {kept} rate {round(rate * 8)}bit"])
 
     def apply(self, number: int, port: Port) -> None:
         """Make a port what `port` says, while frames pass."""

@@ -49,8 +49,8 @@ def connected(state: State, here: Node, there: Node) -> Iterator[Connection]:
         yield near, far
 
 
-def round_trips(connection: Connection, count: int) -> list[float]:
-    """Return seconds that a byte takes there and back, some of them, sorted."""
+def round_trip(connection: Connection, count: int) -> float:
+    """Return the seconds that a byte takes there and back, the median of so many."""
     near, far = connection
     times = []
     for number in range(count + 3):
@@ -61,7 +61,7 @@ def round_trips(connection: Connection, count: int) -> list[float]:
         if number >= 3:  # addresses are known and caches warm
             times.append(time.perf_counter() - start)
         time.sleep(0.001)  # all sleep until the next one comes, as between the sums of a token
-    return sorted(times)
+    return statistics.median(times)
 
 
 def transfer(ways: list[Connection], seconds: float) -> list[float]:
@@ -75,6 +75,9 @@ def transfer(ways: list[Connection], seconds: float) -> list[float]:
             selector.register(far, selectors.EVENT_READ, (number, far))
         begin = time.perf_counter() + _WARMING
         while (now := time.perf_counter()) < begin + seconds:
+            # Buffers hold far more than a millisecond's worth. Without a pause the kernel would
+            # stop all real-time processes for a twentieth of each second.
+            time.sleep(0.001)
             for key, _ in selector.select(timeout=0.1):
                 number, end = key.data
                 if number is None:
@@ -88,7 +91,7 @@ def transfer(ways: list[Connection], seconds: float) -> list[float]:
 
 
 @contextlib.contextmanager
-def busy(count: int, enter: Callable[[int], None]) -> Iterator[None]:
+def busy(count: int, enter: Callable[[int], None] = lambda number: None) -> Iterator[None]:
     """Let so many processes compute meanwhile; `enter` is called in each with its number."""
     children = []
     try:
@@ -107,8 +110,3 @@ def busy(count: int, enter: Callable[[int], None]) -> Iterator[None]:
         for child in children:
             os.kill(child, 9)
             os.waitpid(child, 0)
-
-
-def middle(times: list[float]) -> tuple[float, float]:
-    """Return the median and the 95th percentile."""
-    return statistics.median(times), sorted(times)[int(0.95 * (len(times) - 1))]

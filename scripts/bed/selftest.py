@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from bed import devices, probe, topology
-from bed.quantities import BedError, written_duration, written_rate
+from bed.quantities import BedError, BedMistake, written_duration, written_rate
 from bed.state import State
 from bed.topology import Node
 
@@ -47,15 +48,30 @@ def measure(state: State) -> Iterator[Measurement]:
     options, nodes = state.read()
     members = [node for node in nodes if node.number]
     if len(members) < 2:
-        raise BedError("the bed has one device, and so no link to measure")
+        raise BedMistake("the bed has one device, and so no link to measure")
     cut = [n.name for n, port in zip(members, options["ports"], strict=False) if not port["up"]]
     if cut:
-        raise BedError(f"the link of {', '.join(cut)} is down; `testbed link DEVICE up`")
+        raise BedMistake(f"the link of {', '.join(cut)} is down; `testbed link DEVICE up`")
     for loaded in (False, True):
         with _load(state, members) if loaded else contextlib.nullcontext(), probe.punctual():
-            for there in members[1:]:
-                yield _round_trip(state, options, members[0], there, loaded)
-            yield from _transfers(state, options, members, loaded)
+            for way in _ways(state, options, members, loaded):
+                yield _sure(way)
+
+
+def _sure(way: Callable[[], Measurement]) -> Measurement:
+    """Measure once; where that is off, twice more, and take the middle of the three."""
+    found = [way()]
+    if abs(found[0].error) > TOLERANCE:
+        found += [way(), way()]
+    return sorted(found, key=lambda measurement: measurement.found)[len(found) // 2]
+
+
+def _ways(
+    state: State, options: dict, members: list[Node], loaded: bool
+) -> Iterator[Callable[[], Measurement]]:
+    for there in members[1:]:
+        yield partial(_round_trip, state, options, members[0], there, loaded)
+    yield from _transfers(state, options, members, loaded)
 
 
 @contextlib.contextmanager
@@ -73,13 +89,13 @@ def _round_trip(state: State, options: dict, a: Node, b: Node, loaded: bool) -> 
     asked = 2 * (sum(ends) / 2 if options["topology"] == "switch" else routed)
     count = max(11, min(_TRIPS, int(_TRIPS_TIME / asked))) if asked else _TRIPS
     with probe.connected(state, a, b) as connection:
-        found, _ = probe.middle(probe.round_trips(connection, count))
+        found = probe.round_trip(connection, count)
     return Measurement(f"round trip {a.name} {b.name}", "s", asked, found, loaded)
 
 
 def _transfers(
     state: State, options: dict, members: list[Node], loaded: bool
-) -> Iterator[Measurement]:
+) -> Iterator[Callable[[], Measurement]]:
     rate = {node.name: options["ports"][node.number - 1]["rate"] for node in members}
     first, others = members[0], members[1:]
     around = list(zip(members, [*others, first], strict=True))
@@ -92,10 +108,16 @@ def _transfers(
         slowest = [min(rate[a.name], rate[b.name]) for a, b in ways]
         limits = [sum(slowest)] if name == "each to the next" else [sum(slowest), rate[first.name]]
         asked = min(limits) if all(rate.values()) else 0.0
-        with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(probe.connected(state, a, b)) for a, b in ways]
-            found = sum(probe.transfer(opened, _SECONDS)) * _WIRE / _DATA
-        yield Measurement(name, "B/s", asked, found, loaded)
+        yield partial(_transfer, state, name, ways, asked, loaded)
+
+
+def _transfer(
+    state: State, name: str, ways: list[tuple[Node, Node]], asked: float, loaded: bool
+) -> Measurement:
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(probe.connected(state, a, b)) for a, b in ways]
+        found = sum(probe.transfer(opened, _SECONDS)) * _WIRE / _DATA
+    return Measurement(name, "B/s", asked, found, loaded)
 
 
 def check(state: State, quiet: bool = False) -> None:
