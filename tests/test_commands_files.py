@@ -1,10 +1,12 @@
 """The user's texts: the same bytes from a file and from stdin, and no text that is none."""
 
 import io
+import os
 import sys
 
 import pytest
 
+from tpimpi.commands import files
 from tpimpi.commands.files import check_text, read_text
 from tpimpi.errors import UserError
 
@@ -51,6 +53,24 @@ def test_what_is_no_text(tmp_path):
         read_text(str(tmp_path / "text"), "--prompt-file")
     with pytest.raises(UserError, match="can't be read"):
         read_text(str(tmp_path), "--file")
+
+
+def test_open_mpi_passes_no_end_of_stdin_on(monkeypatch, capsys):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setattr(files, "FIRST_BYTE_SECONDS", 0.05)
+    monkeypatch.setattr(files, "SILENCE_SECONDS", 0.05)
+    ours, writer = os.pipe()
+    with os.fdopen(ours) as stdin, os.fdopen(writer, "wb", buffering=0) as theirs:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(UserError, match="--prompt-file -: .*; name a file"):
+            read_text("-", "--prompt-file")
+        theirs.write("Grüße\n".encode())
+        assert read_text("-", "--prompt-file") == "Grüße\n"
+        assert "after 8 bytes, so these are all" in capsys.readouterr().err
+        theirs.write(b"more")
+        theirs.close()  # as under other launchers of Open MPI's ranks, such as srun
+        assert read_text("-", "--prompt-file") == "more"
+        assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from tpimpi.console import say
 from tpimpi.errors import UserError
 
 FIRST_BYTE_SECONDS, SILENCE_SECONDS = 10.0, 1.0
@@ -21,7 +22,7 @@ def read_text(path: str, flag: str, trim: bool = False) -> str:
     newline that editors put at the end of a file.
     """
     try:
-        data = _read_stdin() if path == "-" else Path(path).read_bytes()
+        data = _read_stdin(flag) if path == "-" else Path(path).read_bytes()
         text = data.removeprefix(codecs.BOM_UTF8).decode()
     except OSError as error:
         raise UserError(f"{flag} {path} can't be read ({error.strerror})") from error
@@ -48,7 +49,7 @@ def check_text(text: str, flag: str) -> None:
         ) from error
 
 
-def _read_stdin() -> bytes:
+def _read_stdin(flag: str) -> bytes:
     if "OMPI_COMM_WORLD_SIZE" not in os.environ:
         return sys.stdin.buffer.read()
     # Open MPI's launcher never passes the end of stdin on: silence has to stand for it.
@@ -56,8 +57,12 @@ def _read_stdin() -> bytes:
     while select.select([sys.stdin], [], [], patience)[0]:
         part = os.read(sys.stdin.fileno(), 1 << 16)
         if not part:
-            break
+            return data
         data, patience = data + part, SILENCE_SECONDS
+    silent = "Open MPI's mpirun does not pass the end of standard input on, and nothing"
+    if not data:
+        raise UserError(f"{flag} -: {silent} came for {patience:.0f} s; name a file instead")
+    say(f"{flag} -: {silent} came for {patience:.0f} s after {len(data)} bytes, so these are all")
     return data
 
 
