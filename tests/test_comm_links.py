@@ -27,7 +27,7 @@ def test_each_pair_in_both_directions(group):
         for other in set(range(group.size)) - {one}:
             assert isinstance(found[one][other], Link)
             assert 0 < found[one][other].latency == found[other][one].latency < 1
-            assert found[one][other].rate > 1e6
+            assert found[one][other].rate > 0
 
 
 def test_without_time_only_the_hub_has_links(group):
