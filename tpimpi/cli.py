@@ -9,10 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
-
-from tpimpi import status
-from tpimpi.guard import process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -21,6 +17,8 @@ def main() -> None:
     """Run `tpimpi` on this rank and exit."""
     _on_signals(_leave_at_once)  # imports take a second, in which nothing is held
     _open_what_is_closed()
+    from tpimpi.guard import process
+
     process.stand_by()
     code = _main()
     _on_signals(_leave_at_once)
@@ -40,9 +38,10 @@ def _leave_at_once(number: int, _=None) -> None:
 
 def _interrupt(number: int, _) -> None:
     """Let everything be put down that is held; at a second signal leave that."""
+    from tpimpi import status
+
     # With a guard the launcher's signal comes twice.
-    ignored = signal.SIG_IGN if status.current.guarded else _leave_at_once
-    _on_signals(ignored)
+    _on_signals(signal.SIG_IGN if status.current.guarded else _leave_at_once)
     raise KeyboardInterrupt(number)
 
 
@@ -77,7 +76,7 @@ def _unwritable() -> bool:
 
 
 def _main() -> int:
-    from tpimpi import launch
+    from tpimpi import launch, status
     from tpimpi.commands.command_line import parse
     from tpimpi.errors import MachineError, UserError
 
@@ -106,6 +105,7 @@ def _code(error: BaseException) -> int:
 
 
 def _fail(sentence: str, code: int, speaks: bool = True) -> int:
+    from tpimpi import status
     from tpimpi.console import say
 
     status.current.said = True
@@ -154,13 +154,18 @@ def _run(invocation, threads: int, world) -> int:
 
 def _interrupted(number: int = signal.SIGINT) -> int:
     """End this rank; the launcher tells the others of the signal, or ends them after this."""
+    import threading
+
+    from tpimpi import status
     from tpimpi.console import say
 
     own = status.current
     if own.guarded:
         os.kill(os.getppid(), number)  # the guard ends all at one time, or MPI would complain
         threading.Event().wait()
-    say(own.ended_line("interrupted"))
+    said = own.ended_line(number)
+    if said:
+        say(said)
     os._exit(128 + number)
 
 
@@ -170,6 +175,8 @@ def _abort(world, group, sentence: str | None, code: int) -> int:
     _fail(f"{where}{sentence}", code, sentence is not None)
     if group.size == 1:
         return code
+    from tpimpi import status
+
     status.current.alone = True
     world.Abort(code)
     return code

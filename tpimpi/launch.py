@@ -121,14 +121,14 @@ def prepare(threads: int | None) -> int:
     return threads
 
 
-def forget_shared_memory() -> None:
-    """Remove the names of MPI's shared memory, once all ranks of the node have opened it.
+def forget_shared_memory(process: int | str = "self") -> None:
+    """Remove the names of a process's MPI shared memory, once all ranks of the node have opened it.
 
     MPI does so when it ends; some MiB would stay behind where a rank is killed.
     """
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:  # not Linux
+        lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    except OSError:  # not Linux, or it has ended
         return
     for name in {line.rpartition(" ")[2] for line in lines}:
         if name.startswith(_SHARED_MEMORY):

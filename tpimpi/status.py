@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import struct
 
 STARTING, MEETING, RUNNING, LEAVING = range(4)  # before MPI_Init, in it, with heartbeats, after
+TIMEOUT = 60.0  # seconds
 AGAIN = "the same command starts again"
 
 _TEXT = 200  # bytes of a text, with its length
@@ -76,6 +78,7 @@ class Status:
         self.rank, self.guarded = rank, False
         self.peers = [Peer(self.memory, head + number * Peer.SIZE) for number in range(ranks)]
         self.own = self.peers[rank]
+        self.timeout = TIMEOUT
         self.own.host, self.own.doing, self.then = os.uname().nodename, "starting", AGAIN
 
     def begin(self, doing: str, then: str | None = None) -> None:
@@ -84,10 +87,17 @@ class Status:
         if then is not None:
             self.then = then
 
-    def ended_line(self, why: str) -> str:
-        """Return one sentence for an end that was asked for, with the figures so far."""
-        figures = f": {self.figures}" if self.figures else ""
-        return f"{why} while {self.own.doing}{figures}"
+    def ended_line(self, number: int) -> str | None:
+        """Return one sentence for an end by a signal, with the figures so far.
+
+        Open MPI sends SIGTERM for Ctrl-C, and where another rank has died, of which that one's
+        guard speaks: so without figures there is nothing to be said of it.
+        """
+        if self.figures or number == signal.SIGINT:
+            figures = f": {self.figures}" if self.figures else ""
+            why = "interrupted" if number == signal.SIGINT else "ended"
+            return f"{why} while {self.own.doing}{figures}"
+        return None
 
 
 current = Status()

@@ -29,6 +29,10 @@ class Heartbeat:
         if world.size == 1 or MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             return
         self._comm = world.Dup()
+        for peer, host in zip(
+            self._status.peers, world.allgather(self._status.own.host), strict=True
+        ):
+            peer.host = host
         rank = self._comm.rank
         self._peers = [_Link(self._comm, peer) for peer in range(world.size) if 0 in (peer, rank)]
         self._peers = [link for link in self._peers if link.rank != rank]

@@ -13,6 +13,7 @@ from tpimpi import __version__
 from tpimpi.commands import COMMANDS
 from tpimpi.commands.flags import number
 from tpimpi.errors import UserError
+from tpimpi.status import TIMEOUT
 
 REMOVED = {
     "--world-size": "`mpirun -np N` sets the number of ranks",
@@ -64,9 +65,9 @@ def parse(argv: Sequence[str]) -> Invocation:
         subparser = subparsers.add_parser(name, help=module.SUMMARY)
         module.add_flags(subparser)
         subparser.add_argument(
-            "--timeout", type=number(float, 5), default=60.0, metavar="SECONDS",
+            "--timeout", type=number(float, 5), default=TIMEOUT, metavar="SECONDS",
             help="end when nothing was heard of a rank for so long, however slow a rank may be: it "
-            "is stopped or can't be reached (default: 60)",
+            "is stopped or can't be reached (default: %(default)g)",
         )  # fmt: skip
         subparser.set_defaults(module=module)
         flags[name], parsers[name] = _flags(subparser), subparser

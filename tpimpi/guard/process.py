@@ -95,6 +95,7 @@ class _Guard:
             if number:
                 self._pass_on(number)
             if self._deadline is not None and time.monotonic() >= self._deadline:
+                launch.forget_shared_memory(self._pid)
                 os.kill(self._pid, signal.SIGKILL)
             elif os.getppid() != self._launcher:
                 self._end_rank()
@@ -118,15 +119,16 @@ class _Guard:
         if self._deadline is not None:
             return
         self._signal, self._deadline = number, time.monotonic() + MOMENT
-        if own.rank == 0 and not own.said:  # at once: Open MPI passes nothing on any more
-            self._say(own.ended_line("interrupted"))
+        if own.rank == 0 and not own.said:  # at once: Open MPI soon passes nothing on any more
+            said = own.ended_line(number)
+            if said:
+                self._say(said)
             own.said = True
         launchers.see_off(own.rank, self._launcher)  # now: it may end this process before long
 
     def _end_rank(self) -> None:
         self._status.said = True
         self._deadline = 0.0
-        os.kill(self._pid, signal.SIGKILL)
 
     def _judge(self) -> None:
         told = self._silence.look()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tpimpi.status import LEAVING, MEETING, RUNNING, Status
+from tpimpi.status import LEAVING, MEETING, RUNNING, STARTING, Status
 
 TICK = 0.5  # seconds between two looks
 TELL = 5.0  # ... of silence that rank 0 tells of, and of twice that, and so on
@@ -27,24 +27,29 @@ class Silence:
         passed, self._last = min(now - self._last, 2 * TICK), now
         stage = own.stage
         if stage != self._stage:
-            self._stage = stage
+            begun, self._stage = self._stage == STARTING and stage == MEETING, stage
+            if begun:
+                return None
             self._since = [0.0] * len(own.peers)
             self._told = [0.0] * len(own.peers)
         if stage == RUNNING:
             return self._heartbeats(passed)
-        return self._meeting(passed) if stage in (MEETING, LEAVING) else None
+        return self._meeting(passed) if stage != STARTING or own.rank == 0 else None
 
     def _meeting(self, passed: float) -> str | None:
         """Judge a wait in MPI_Init or MPI_Finalize, where all come or all hang."""
         self._since[0] += passed
-        what = "start" if self._stage == MEETING else "end"
-        if self._since[0] >= self._status.timeout:
+        what = "end" if self._stage == LEAVING else "start"
+        later = LATER * min(self._status.rank, 2)  # so that the first to end can say why
+        if self._since[0] >= self._status.timeout + later:
             self.over = True
-            return self._of_rank_0(
+            text = (
                 f"not all ranks have come to {what} within {self._seconds(0)}: is each host there, "
                 f"and its link? {self._status.then} (--timeout)"
             )
-        return self._of_rank_0(self._once(0, f"waiting {{}} for all ranks to {what}"))
+            return text if self._status.rank < 2 else None
+        told = self._once(0, f"waiting {{}} for all ranks to {what}")
+        return told if self._status.rank == 0 else None
 
     def _heartbeats(self, passed: float) -> str | None:
         """Judge those that this rank hears: rank 0 all, the others rank 0."""
@@ -62,6 +67,8 @@ class Silence:
         if own.rank:
             return self._of_another()
         silent = max(watched, key=lambda rank: self._since[rank])
+        if self._since[0] >= TELL / 2:  # it is this one that hears nothing
+            silent = 0
         peer = own.peers[silent]
         if self._since[silent] >= own.timeout:
             self.over = True
@@ -98,6 +105,3 @@ class Silence:
 
     def _seconds(self, rank: int) -> str:
         return f"{self._since[rank]:.0f} s"
-
-    def _of_rank_0(self, text: str | None) -> str | None:
-        return text if self._status.rank == 0 else None
