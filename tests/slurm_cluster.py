@@ -154,7 +154,7 @@ class Cluster:
         lines = [f"{a} {n}\n" for a, n in zip(ADDRESSES, NODES, strict=True)]
         hosts.write_text("127.0.0.1 localhost\n" + "".join(lines))
         stage.mkdir()
-        paths = [str(p) for p in self._shared if p.is_relative_to("/tmp")]
+        paths = [str(p) for p in self._shared if p.is_relative_to("/tmp") and p.exists()]
         for name in NODES:
             spaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--mount-proc", "--kill-child"]
             arguments = [name, hosts, self._packages, stage, *paths]
