@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tpimpi.status import LEAVING, MEETING, RUNNING, STARTING, Status
+from tpimpi.status import LEAVING, MEETING, RUNNING, STARTING, TIMEOUT, Status
 
 TICK = 0.5  # seconds between two looks
 TELL = 5.0  # ... of silence that rank 0 tells of, and of twice that, and so on
@@ -37,11 +37,14 @@ class Silence:
         return self._meeting(passed) if stage != STARTING or own.rank == 0 else None
 
     def _meeting(self, passed: float) -> str | None:
-        """Judge a wait in MPI_Init or MPI_Finalize, where all come or all hang."""
+        """Judge a wait in MPI_Init or MPI_Finalize, where all come or all hang.
+
+        There are no heartbeats to tell a slow rank from a silent one: so it is long.
+        """
         self._since[0] += passed
         what = "end" if self._stage == LEAVING else "start"
         later = LATER * min(self._status.rank, 2)  # so that the first to end can say why
-        if self._since[0] >= self._status.timeout + later:
+        if self._since[0] >= max(self._status.timeout, TIMEOUT) + later:
             self.over = True
             text = (
                 f"not all ranks have come to {what} within {self._seconds(0)}: is each host there, "
