@@ -9,8 +9,7 @@
    would wait for more than BUFFER bytes is dropped. The commands that CONTROL, a datagram socket,
    takes are in answer().
 
-   A sleeping process is woken late. How late is measured at each timer, taken off the time at which
-   a frame seems to have come, and slept less by. What is due within SLACK nanoseconds is sent
+   A sleeping process is woken late. How late is measured at each timer, and slept less by. What is due within SLACK nanoseconds is sent
    at once, as sleeping that short costs more than it is worth.
 
    Devices hand over TCP segments of up to 64 KiB, as to a network card that cuts them into packets
@@ -329,8 +328,10 @@ static void serve(int control) {
         if (!ready && wait) {
             ns_t lateness = later(0, at - before - wait);
             waking += ((lateness < MAX_WAKING ? lateness : MAX_WAKING) - waking) / 16;
-        } else if (ready > 0) {
-            at = later(before, at - waking);
+        } else if (!wait) {
+            waking -= waking / 256; /* what is never slept is never measured */
+        }
+        if (ready > 0) {
             if (polled[count].revents) answer(control);
             for (int p = 0; p < count; p++) {
                 if (!polled[p].revents) continue;
