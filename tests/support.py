@@ -9,11 +9,11 @@ from tpimpi.shards.source import Source
 
 def open_session(
     comm, directory, folder, window=None, chunk=256, max_logits=64, context=128, threads=1,
-    slots=1, budget=None,
+    slots=1, budget=None, shares=None,
 ):  # fmt: skip
     """Return (session, group, config) of a model directory cut over the ranks of `comm`."""
     group = Group(comm)
-    source = Source(group, directory, folder)
+    source = Source(group, directory, folder, shares)
     shard, _ = source.shard(group)
     request = MemoryRequest(window=window, everything=window is None, chunk=chunk)
     if budget is not None:

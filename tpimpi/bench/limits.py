@@ -21,12 +21,10 @@ from tpimpi.kernels.pages import huge_pages
 from tpimpi.kernels.reading import read_memory
 from tpimpi.kernels.tiling import AHEADS
 from tpimpi.model.encoding import ENCODINGS
-from tpimpi.shards.shard import Shard
 from tpimpi.tape.tape import Tape
 
 MEMORY_BYTES = 256 << 20  # read in one repeat by each rank: far more than its caches
 REPEAT_SECONDS = 0.05  # that a repeat of something short takes at least
-RING_BYTES = 32 << 20  # of the disk's measurement: enough for all reads in flight
 PRODUCTS = ((96, 512, 1024), (192, 256, 512), (384, 1024, 2048))  # T, N, K: some fit the caches
 
 
@@ -95,26 +93,6 @@ def allreduce_seconds(group: Group, tokens: int, hidden: int, repeats: int) -> n
     return _seconds(group, repeats, lambda: group.allreduce(buffer), together=True).max(0)
 
 
-def disk_rate(group: Group, shard: Shard, names: Sequence[str], seconds: float) -> float:
-    """Return this rank's bytes/s from the tape without arithmetic, while all read (collective)."""
-    read, took = 0, seconds
-    with group.together():
-        tape = Tape(shard, names, {}, RING_BYTES)
-    group.comm.Barrier()
-    try:
-        with group.together():
-            start = time.perf_counter()
-            if tape.streamed_bytes:
-                for _, weights in _laps(tape, names):
-                    read += weights.nbytes
-                    took = time.perf_counter() - start
-                    if took > seconds:
-                        break
-    finally:
-        tape.close()
-    return read / took
-
-
 def lap_rate(group: Group, tape: Tape, names: Sequence[str], seconds: float) -> float:
     """Return this rank's bytes/s of whole laps of a running tape, while all read (collective).
 
@@ -130,12 +108,6 @@ def lap_rate(group: Group, tape: Tape, names: Sequence[str], seconds: float) -> 
                     pass
         took = max(group.comm.allgather(time.perf_counter() - start))
     return (tape.bytes_read - before) / took
-
-
-def _laps(tape: Tape, names: Sequence[str]):
-    while True:
-        for name in names:
-            yield from tape.take(name)
 
 
 def _seconds(

@@ -11,6 +11,8 @@ from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_plot
 from tpimpi.console import say
 from tpimpi.errors import UserError
+from tpimpi.memory.request import MemoryRequest
+from tpimpi.model.ratio import Ratio, fixed_shares
 
 SUMMARY = "measure the machine's limits and a model's times"
 
@@ -25,6 +27,7 @@ class Options:
     dtype: str | None
     sparse: bool
     save_dir: str | None
+    ratio: Ratio
     again: bool
     plot: str | None
     report: str | None
@@ -74,6 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_output(parser)
     flags.add_shards(parser)
     flags.add_allreduce(parser)
+    flags.add_ratio(parser)
     for name, kind, metavar, text in (
         ("--memory-window", flags.number(int, 2), "N",
          f"blocks of mode window (default: {Settings.window})"),
@@ -96,7 +100,7 @@ def options(args: argparse.Namespace) -> Options:
     )  # fmt: skip
     return Options(
         args.model, args.shape, args.layers, args.dtype, args.sparse, args.save_dir,
-        args.split_bin, args.plot, args.report, args.output == "json", settings,
+        args.ratio, args.split_bin, args.plot, args.report, args.output == "json", settings,
     )  # fmt: skip
 
 
@@ -105,6 +109,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.bench import summary
     from tpimpi.bench.run import measure, prompts_and_work
     from tpimpi.commands.report import write_json
+    from tpimpi.engine.shares import settle
 
     with group.together():
         if options.report:
@@ -112,6 +117,8 @@ def run(options: Options, group, threads: int) -> None:
         if options.plot:
             check_plot(options.plot)
     source = _source(options, group)
+    request = MemoryRequest(options.settings.budgets or MemoryRequest.budgets)
+    settle(group, source, options.ratio, request, threads, options.again)
     with group.together():
         prompts, work = prompts_and_work(options.settings, source.config.max_positions)
     if source.sparse and group.rank == 0:
@@ -137,10 +144,11 @@ def _source(options: Options, group):
     from tpimpi.shards.synthetic import SyntheticSource
 
     if options.model:
-        return Source(group, options.model, options.save_dir)
+        return Source(group, options.model, options.save_dir, fixed_shares(options.ratio))
     config = None
     with group.together():
         config = shape_config(options.shape, options.layers)
     return SyntheticSource(
-        group, config, options.dtype or "bf16", options.save_dir, options.sparse, options.again
-    )
+        group, config, options.dtype or "bf16", options.save_dir, options.sparse, options.again,
+        fixed_shares(options.ratio),
+    )  # fmt: skip

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 from tpimpi.comm import ALLREDUCES
 from tpimpi.launch import available_cores
 from tpimpi.memory.request import Budgets, MemoryRequest, shortened
+from tpimpi.model.ratio import parse_ratio
 from tpimpi.numba_settings import MOST_THREADS
 
 MAX_TOKENS = 1 << 24  # longer than any model's context
 MAX_LAYERS = 4096  # some thirty times as many as the deepest model has
 MAX_RANKS = 4096
+
+_DELAY = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,9})?)\s*(?P<unit>us|ms|s)")
+_RATE = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,9})?)\s*(?P<unit>[kmg])bit(/s)?")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_BITS = {"k": 1e3, "m": 1e6, "g": 1e9}  # a second
 
 _TOO_MANY_RANKS = ": no model has so many heads to share, so that the others would only wait"
 
@@ -63,6 +70,29 @@ def budgets(text: str) -> Budgets:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def ratio(text: str) -> tuple[int, ...] | str:
+    """Return the value of --ratio; a flag's type."""
+    try:
+        return parse_ratio(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def link(text: str) -> tuple[float, float]:
+    """Return the value of --link, seconds and bytes a second; a flag's type."""
+    delay, _, rate = (part.strip().lower() for part in text.partition(","))
+    latency, speed = _DELAY.fullmatch(delay), _RATE.fullmatch(rate)
+    if not latency or not speed or not float(speed["number"]):
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)!r} is no link; write the delay of one way and a rate above 0, such "
+            "as 1ms,300mbit"
+        )
+    return (
+        float(latency["number"]) * _SECONDS[latency["unit"]],
+        float(speed["number"]) * _BITS[speed["unit"]] / 8,
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add --model."""
     group = parser.add_argument_group("model")
@@ -95,6 +125,15 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", "-np", type=number(int, 1, MAX_RANKS, _TOO_MANY_RANKS), metavar="N",
         help="ranks to cut it over (default: those of this run)",
+    )  # fmt: skip
+
+
+def add_ratio(parser: argparse.ArgumentParser) -> None:
+    """Add --ratio."""
+    parser.add_argument(
+        "--ratio", type=ratio, metavar="N,...",
+        help="each rank's share of the work, such as 3,2,2,1 or 1.5,1; auto: as the ranks are "
+        "measured, of which those with shards in the cache are preferred (default: equal shares)",
     )  # fmt: skip
 
 

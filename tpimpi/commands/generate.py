@@ -16,6 +16,7 @@ from tpimpi.console import say
 from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
+from tpimpi.model.ratio import Ratio
 from tpimpi.progress import Waiting
 from tpimpi.units import size
 
@@ -28,6 +29,7 @@ class Options:
 
     model: str
     save_dir: str | None
+    ratio: Ratio
     again: bool
     memory: MemoryRequest
     allreduce: str
@@ -47,6 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     _add_prompt(parser)
     _add_choice(parser)
     flags.add_shards(parser)
+    flags.add_ratio(parser)
     flags.add_memory(parser)
     flags.add_allreduce(parser)
     flags.add_report(parser)
@@ -127,7 +130,8 @@ def options(args: argparse.Namespace) -> Options:
         tuple(stops), tuple(args.stop_id), args.ignore_eos,
     )  # fmt: skip
     return Options(
-        args.model, args.save_dir, args.split_bin, flags.memory_request(args), args.allreduce,
+        args.model, args.save_dir, args.ratio, args.split_bin, flags.memory_request(args),
+        args.allreduce,
         prompt, args.prompt_file, prefix, args.no_bos, settings, not args.no_echo, args.report,
         args.output == "json",
     )  # fmt: skip
@@ -154,7 +158,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.memory.account import Work
 
     begin = time.perf_counter()
-    model = OpenModel(group, options.model, options.save_dir)
+    model = OpenModel(group, options.model, options.save_dir, options.ratio)
     most, prompt, ids = model.config.max_positions, "", []
     with group.together():
         if group.rank == 0:

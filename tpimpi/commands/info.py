@@ -7,7 +7,10 @@ import json
 import math
 from dataclasses import dataclass
 
-from tpimpi.commands.flags import add_model, add_output, add_ranks
+from tpimpi.commands.flags import add_model, add_output, add_ranks, add_ratio
+from tpimpi.errors import UserError
+from tpimpi.memory.request import MemoryRequest
+from tpimpi.model.ratio import AUTO, Ratio, shares_of
 from tpimpi.units import size
 
 SUMMARY = "tell what the model is and how it would be cut"
@@ -19,6 +22,7 @@ class Options:
 
     model: str
     ranks: int | None
+    ratio: Ratio
     json: bool
 
 
@@ -26,24 +30,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     add_model(parser)
     add_ranks(parser)
+    add_ratio(parser)
     add_output(parser)
 
 
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
-    return Options(args.model, args.ranks, args.output == "json")
+    return Options(args.model, args.ranks, args.ratio, args.output == "json")
 
 
 def run(options: Options, group, threads: int) -> None:
     """Tell about the model on rank 0 (collective)."""
+    from tpimpi.engine.shares import settle
     from tpimpi.model.partition import Partition
     from tpimpi.shards.source import Source
 
-    source = Source(group, options.model)
+    source, ranks = Source(group, options.model), options.ranks or group.size
+    with group.together():
+        if options.ratio == AUTO and ranks != group.size:
+            raise UserError(
+                f"--ratio auto measures the ranks, but {group.size} run and not {ranks}; start as "
+                "many with mpirun, or give the shares"
+            )
+        shares = shares_of(None if options.ratio == AUTO else options.ratio, ranks)
+    if options.ratio == AUTO:
+        settle(group, source, options.ratio, MemoryRequest(), threads)
     if group.rank != 0:
         return
     config = source.config
-    partition = Partition.of(config, [1] * (options.ranks or group.size))
+    partition = source.partition if options.ratio == AUTO else Partition.of(config, shares)
     rows = [_row(source, mine) for mine in partition.ranks]
     parameters = sum(math.prod(tensor.shape) for tensor in source.checkpoint.tensors.values())
     encodings = sorted({t.encoding for t in source.checkpoint.tensors.values()})

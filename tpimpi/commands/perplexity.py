@@ -12,6 +12,7 @@ from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, read_text
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
+from tpimpi.model.ratio import Ratio
 from tpimpi.progress import Progress
 
 SUMMARY = "score a text"
@@ -23,6 +24,7 @@ class Options:
 
     model: str
     save_dir: str | None
+    ratio: Ratio
     again: bool
     memory: MemoryRequest
     allreduce: str
@@ -44,6 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "text, each scored once (default: 512, or the model's context if that is shorter)",
     )  # fmt: skip
     flags.add_shards(parser)
+    flags.add_ratio(parser)
     flags.add_memory(parser)
     flags.add_allreduce(parser)
     flags.add_report(parser)
@@ -53,7 +56,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
     return Options(
-        args.model, args.save_dir, args.split_bin, flags.memory_request(args), args.allreduce,
+        args.model, args.save_dir, args.ratio, args.split_bin, flags.memory_request(args),
+        args.allreduce,
         args.file, args.window, args.report, args.output == "json",
     )  # fmt: skip
 
@@ -65,7 +69,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
     from tpimpi.memory.account import Work
 
-    model = OpenModel(group, options.model, options.save_dir)
+    model = OpenModel(group, options.model, options.save_dir, options.ratio)
     config, ids, window = model.config, [], 0
     with group.together():
         if group.rank == 0:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
 from tpimpi.commands import flags
 from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.paths import cache_directory
-from tpimpi.units import MIB, rate, size
+from tpimpi.model.ratio import AUTO, Ratio, fixed_shares, shares_of
 
 CONTEXT = 2048  # tokens
 SUMMARY = "tell beforehand what memory holds and a token takes"
@@ -29,6 +27,8 @@ class Options:
     ranks: int | None
     context: int | None  # None: CONTEXT
     save_dir: str | None
+    ratio: Ratio
+    link: tuple[float, float] | None  # seconds one way, bytes/s; None: as measured
     memory: MemoryRequest
     json: bool
 
@@ -45,6 +45,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-dir", metavar="DIR", help="where the shards lie or will lie: the disk to measure"
     )
+    flags.add_ratio(parser)
+    parser.add_argument(
+        "--link", type=flags.link, metavar="DELAY,RATE",
+        help="the network between the devices, such as 1ms,300mbit: the delay of one way, the rate "
+        "(default: as it is measured between the ranks of this run)",
+    )  # fmt: skip
     flags.add_memory(parser)
     flags.add_output(parser)
 
@@ -55,62 +61,75 @@ def options(args: argparse.Namespace) -> Options:
         raise UserError("--layers and --dtype are of a --shape; a --model has its own")
     return Options(
         args.model, args.shape, args.layers, args.dtype, args.ranks, args.context, args.save_dir,
-        flags.memory_request(args), args.output == "json",
+        args.ratio, args.link, flags.memory_request(args), args.output == "json",
     )  # fmt: skip
 
 
 def run(options: Options, group, threads: int) -> None:
     """Print the plan (collective)."""
-    import numpy as np
-
-    from tpimpi.bench import limits
-    from tpimpi.bench.rates import read_rates
-    from tpimpi.engine.warmup import warm_up
+    from tpimpi.commands import plan_table
+    from tpimpi.engine.shares import Machines, take_best
     from tpimpi.memory.account import Work
+    from tpimpi.memory.shares import Load
     from tpimpi.model.partition import Partition
-    from tpimpi.model.tensors import pieces
-    from tpimpi.shards.layout import tape_layout
 
-    config, encoding_of, folder, tokenizer = _model(options, group)
     ranks = options.ranks or group.size
-    if group.size not in (1, ranks):
-        with group.together():
+    launched = group.size == ranks
+    with group.together():
+        if group.size not in (1, ranks):
             raise UserError(
                 f"-np {ranks} under a launcher of {group.size} ranks; leave one of them out"
             )
-    partition = Partition.of(config, [1] * ranks)
+        shares = shares_of(fixed_shares(options.ratio), ranks)
+    source, tokenizer = _source(options, group, shares if launched else None)
+    config = source.config
     context = min(options.context or CONTEXT, config.max_positions)
     if options.context and context < options.context and group.rank == 0:
         say(f"{config.name} has a context of {context} tokens, so it is planned for those")
     work = Work(max(1, context // 2), context)
-    tapes = [tape_layout(pieces(config, mine), encoding_of) for mine in partition.ranks]
-    encodings = {tensor.encoding for tape in tapes for tensor in tape.values()}
-    warm_up(group, encodings, threads)
+    machines = Machines(group, source, options.memory, threads, ranks)
     group.settle_sums(row=config.hidden_size)
-    plans, requests = _plans(
-        group, config, partition, tapes, options.memory, work, threads, tokenizer
-    )
-    # Last, as it takes memory itself.
-    rates = group.comm.gather(read_rates(group, folder, list(tapes[0]), threads))
-    repeats = limits.allreduce_seconds(group, 1, config.hidden_size, 5)
+    if options.ratio == AUTO and ranks > 1 and launched:
+        machines.measure()
+        take_best(group, source, machines)
+    partition = source.partition if launched else Partition.of(config, shares)
+    plans, requests = _plans(group, source, partition, options.memory, work, threads, tokenizer)
+    machines.measure()  # last, as it takes memory itself
+    network = _network(options, group, config)
     if group.rank != 0:
         return
-    rates = rates if group.size > 1 else rates * ranks
-    rows = [_row(r, p, rate, work) for r, p, rate in zip(requests, plans, rates, strict=True)]
-    allreduce = 2 * config.num_layers * float(np.median(repeats))
+    devices = machines.devices()
+    load = Load.of(config, source.encoding_of, plans[0].context)
     found = {
-        "model": config.name, "ranks": rows, "launched": group.size == ranks,
+        "model": config.name, "shares": partition.shares, "launched": launched,
         "asked_context": work.context, "smallest_context": work.smallest_context,
         "context": plans[0].context, "prompt_chunk": plans[0].chunk,
-        "allreduce_seconds": allreduce if group.size == ranks else None,
-        "seconds_per_token": max(row["seconds_per_token"] for row in rows) + allreduce,
     }  # fmt: skip
-    print(json.dumps(found) if options.json else _table(found))
+    rows = [_row(r, p, d, work) for r, p, d in zip(requests, plans, devices, strict=True)]
+    for row, share in zip(rows, partition.shares, strict=True):
+        row["share"] = share
+    found["ranks"] = rows
+    found |= _times(config, load, devices, partition, rows, network, options.ratio)
+    print(json.dumps(found) if options.json else plan_table.text(found))
 
 
-def _plans(
-    group, config, partition, tapes, request: MemoryRequest, work, threads: int, tokenizer: int
-):  # fmt: skip
+def _source(options: Options, group, shares):
+    """Return what is planned for, without its weights; and the tokenizer's bytes (collective)."""
+    from tpimpi.engine.llm import OpenModel
+    from tpimpi.model.shapes import shape_config
+    from tpimpi.shards.synthetic import SyntheticSource
+
+    if options.model:
+        model = OpenModel(group, options.model, options.save_dir, shares)
+        return model.source, model.tokenizer_bytes
+    config = None
+    with group.together():
+        config = shape_config(options.shape, options.layers)
+    dtype = options.dtype or "bf16"
+    return SyntheticSource(group, config, dtype, options.save_dir, shares=shares), 0
+
+
+def _plans(group, source, partition, request: MemoryRequest, work, threads: int, tokenizer: int):
     """Return the plans and requests of all ranks: those that run, or as if each ran here alone.
 
     Collective.
@@ -118,94 +137,99 @@ def _plans(
     from tpimpi.engine.needs import needs_of
     from tpimpi.memory.plan import RankRequest, plan_ranks
     from tpimpi.memory.process import free_memory
+    from tpimpi.model.tensors import pieces
+    from tpimpi.shards.layout import tape_layout
 
-    mine = []
+    mine, needs, free = [], {}, free_memory()
     with group.together():
-        for cut, tape in zip(partition.ranks, tapes, strict=True):
+        for cut in partition.ranks:
             if group.size > 1 and cut.rank != group.rank:
                 continue
             host = group.host if group.size > 1 else f"device {cut.rank}"
-            budget = request.budgets.of(cut.rank, len(tapes), host)
-            needs = needs_of(config, cut, tape, work, threads, tokenizer)
-            mine.append(RankRequest(cut.rank, host, budget, needs, free_memory()))
+            budget = request.budgets.of(cut.rank, len(partition.ranks), host)
+            if cut.sizes not in needs:  # many ranks are alike
+                tape = tape_layout(pieces(source.config, cut), source.encoding_of)
+                needs[cut.sizes] = needs_of(source.config, cut, tape, work, threads, tokenizer)
+            mine.append(RankRequest(cut.rank, host, budget, needs[cut.sizes], free))
     requests = [r for some in group.comm.allgather(mine) for r in some]
     with group.together():
         plans = plan_ranks(requests, request, work)
     return plans, requests
 
 
-def _model(options: Options, group):
-    """Return config, encodings by source, the shards' folder, and the tokenizer's bytes."""
-    from tpimpi.engine.llm import OpenModel
-    from tpimpi.model.shapes import shape_config
+def _network(options: Options, group, config):
+    """Return the seconds of a token's messages over the first so many devices, as a function.
 
-    if options.shape:
-        with group.together():
-            config = shape_config(options.shape, options.layers)
-        folder = Path(options.save_dir or cache_directory())
-        return config, lambda source: options.dtype or "bf16", folder, 0
-    model, found = OpenModel(group, options.model, options.save_dir), None
-    source = model.source
-    if source.checkpoint:
-        found = {name: tensor.encoding for name, tensor in source.checkpoint.tensors.items()}
-    encodings = group.comm.bcast(found)
-    return source.config, encodings.__getitem__, source.folder, model.tokenizer_bytes
+    None where nothing is known of the network (collective).
+    """
+    import numpy as np
+
+    from tpimpi.bench import limits
+    from tpimpi.comm import cost
+    from tpimpi.comm.links import Link, measure_links
+
+    sizes = config.num_layers, config.hidden_size, config.vocab_size
+    if options.link:
+        given = Link(*options.link)
+        return lambda ranks: cost.token_seconds(given, ranks, *sizes)
+    if group.size == 1:
+        return None
+    links = measure_links(group)
+    one = float(np.median(limits.allreduce_seconds(group, 1, config.hidden_size, 5)))
+    if group.rank != 0:
+        return None
+    worst = cost.worst_links(links)
+    # What the model says of this run's sums is off by some factor; so will it be for fewer ranks.
+    said = cost.allreduce_seconds(worst[group.size], group.size, cost.FLOAT * config.hidden_size)
+    return lambda ranks: cost.token_seconds(worst[ranks], ranks, *sizes, scale=one / said)
 
 
-def _row(r, found, rates, work) -> dict:
+def _row(r, found, device, work) -> dict:
     whole = replace(work, prompt=work.context - 1)
-    row = {"rank": r.rank, "host": r.host} | asdict(found)
-    del row["resident_panels"]
+    row = {"rank": r.rank, "host": r.host}
+    row |= {f.name: getattr(found, f.name) for f in fields(found) if f.name != "resident_panels"}
+    compute = (found.resident + found.streamed + found.kv) / device.memory
+    disk = found.streamed / device.disk
     return row | {
         "total": found.total, "smallest_budget": r.needs.advised(work),
         "smallest_budget_of_context": r.needs.advised(whole),
         "budget_of_everything": r.needs.everything(work, found.chunk),
-        "disk_bytes_per_second": rates.disk, "memory_bytes_per_second": rates.memory,
-        "seconds_per_token": rates.seconds(found),
+        "disk_bytes_per_second": device.disk, "memory_bytes_per_second": device.memory,
+        "compute_seconds": compute, "disk_seconds": disk, "seconds_per_token": max(compute, disk),
     }  # fmt: skip
 
 
-_COLUMNS = (
-    ("budget", "budget"), ("process", "process"), ("tokenizer", "tokenizer"),
-    ("KV pages", "kv"), ("buffers", "activations"),
-    ("margin", "margin"), ("ring", "ring"), ("resident", "resident"), ("total", "total"),
-    ("streamed", "streamed"),
-)  # fmt: skip
+def _times(config, load, devices, partition, rows, network, ratio: Ratio) -> dict:
+    """Return what a token takes on all devices, and on the first ones alone."""
+    from tpimpi.memory.shares import fastest, predict, predict_numbers
+    from tpimpi.memory.solver import best_shares, gain
 
+    def shares_for(some) -> tuple[int, ...]:
+        first = partition.shares[: len(some)]
+        if len(some) == len(devices) or (ratio not in (None, AUTO) and any(first)):
+            return first
+        return best_shares(config, load, some) if ratio == AUTO else (1,) * len(some)
 
-def _table(found: dict) -> str:
-    """Return the plan for people: a line a rank, in MiB."""
-    rows = found["ranks"]
-    where = "" if found["launched"] else ", as if each ran on a device like this one"
-    lines = [
-        f"{found['model']} over {len(rows)} rank{'s' * (len(rows) > 1)}{where}",
-        f"context of {found['context']} tokens, prompts in chunks of {found['prompt_chunk']}; MiB, "
-        "streamed: a token",
-        "rank" + "".join(f"{title:>10}" for title, _ in _COLUMNS) + "  ms a token",
-    ]
-    for row in rows:
-        cells = ("-" if row[key] is None else f"{row[key] / MIB:.0f}" for _, key in _COLUMNS)
-        took = row["seconds_per_token"] * 1e3
-        lines.append(f"{row['rank']:4d}" + "".join(f"{c:>10}" for c in cells) + f"{took:12.1f}")
-    slowest = max(rows, key=lambda row: row["seconds_per_token"])
-    disk = slowest["streamed"] / slowest["disk_bytes_per_second"]
-    binds = "disk" if disk >= slowest["seconds_per_token"] else "memory"
-    allreduce = found["allreduce_seconds"]
-    network = (
-        "allreduces over the network not counted"
-        if allreduce is None
-        else f"allreduces {allreduce * 1e3:.1f} ms"
-    )
-    smallest, whole, everything = (
-        size(max(row[key] for row in rows))
-        for key in ("smallest_budget", "smallest_budget_of_context", "budget_of_everything")
-    )
-    lines += [
-        f"a token takes {found['seconds_per_token'] * 1e3:.0f} ms or more ({network}), bound by "
-        f"the {binds} of rank {slowest['rank']}, which reads "
-        f"{rate(slowest['disk_bytes_per_second'])} from disk and "
-        f"{rate(slowest['memory_bytes_per_second'])} from memory",
-        f"budgets a rank: at least {smallest} (for {found['smallest_context']} tokens), {whole} "
-        f"for all {found['asked_context']}, {everything} with everything in memory",
-    ]
-    return "\n".join(lines)
+    disk = tuple(row["disk_seconds"] for row in rows)  # as it is planned, not only estimated
+    seconds = 0.0 if network is None else network(len(devices))
+    whole = replace(predict(config, load, devices, partition, seconds), disk=disk, fits=True)
+    found = {
+        "halves_seconds": whole.halves, "network_seconds": None if network is None else seconds,
+        "seconds_per_token": whole.seconds,
+        "gain_of_best_shares": gain(config, load, devices, partition),
+        "best_shares": best_shares(config, load, devices),
+        "numbers": None, "best_number": None,
+    }  # fmt: skip
+    if network is None or len(devices) == 1:
+        return found
+    numbers = predict_numbers(config, load, devices, shares_for, network)
+    numbers[len(devices)] = whole
+    best = fastest(numbers)
+    return found | {
+        "numbers": [
+            {"devices": number, "shares": p.shares, "seconds_per_token": p.seconds,
+             "network_seconds": p.network, "fits": p.fits}
+            for number, p in numbers.items()
+        ],
+        "best_number": best,
+    }  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from tpimpi.commands.flags import add_model, add_save_dir
+from tpimpi.commands.flags import add_model, add_ratio, add_save_dir
 from tpimpi.errors import UserError
+from tpimpi.model.ratio import AUTO, Ratio, fixed_shares
 from tpimpi.progress import Waiting
 
 SUMMARY = "recompute every checksum of the shards"
@@ -18,26 +19,32 @@ class Options:
 
     model: str
     save_dir: str | None
+    ratio: Ratio
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     add_model(parser)
     add_save_dir(parser)
+    add_ratio(parser)
 
 
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
-    return Options(args.model, args.save_dir)
+    return Options(args.model, args.save_dir, args.ratio)
 
 
 def run(options: Options, group, threads: int) -> None:
     """Verify every rank's shard (collective)."""
+    from tpimpi.shards.cuts import known_cuts
     from tpimpi.shards.layout import shard_name
     from tpimpi.shards.shard import Shard
     from tpimpi.shards.source import Source
 
-    source = Source(group, options.model, options.save_dir)
+    source = Source(group, options.model, options.save_dir, fixed_shares(options.ratio))
+    if options.ratio == AUTO:
+        for cut in known_cuts(group, source)[:1]:  # as they were cut, whatever the machines do now
+            source.keep(cut)
     count = 0
     waiting = Waiting("waiting for ranks that verify their shards", group.rank)
     with waiting, group.together():

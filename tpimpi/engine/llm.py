@@ -18,12 +18,14 @@ from tpimpi.engine import figures
 from tpimpi.engine.generation import Completion, Generation
 from tpimpi.engine.session import Session, load_session
 from tpimpi.engine.settings import GenerationSettings, whole_number
+from tpimpi.engine.shares import settle
 from tpimpi.engine.stream import Stream
 from tpimpi.errors import MachineError, UserError
 from tpimpi.memory.account import MemoryPlan, Work
 from tpimpi.memory.process import resident_bytes
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.model.config import ModelConfig
+from tpimpi.model.ratio import Ratio, fixed_shares
 from tpimpi.shards.source import Source
 
 LOGITS_BYTES = 32 << 20  # of rank 0, for the logits of one pass that scores
@@ -40,11 +42,16 @@ class Score:
 class OpenModel:
     """A model directory before anything of it is in memory: config and tokenizer (collective).
 
-    `tokenizer` is on rank 0 alone; `tokenizer_bytes` is what it took there.
+    `ratio` is how it is cut over the ranks. `tokenizer` is on rank 0 alone; `tokenizer_bytes` is
+    what it took there.
     """
 
-    def __init__(self, group: Group, directory: str | Path, save_dir: str | Path | None = None):
-        self.group, self.source = group, Source(group, directory, save_dir)
+    def __init__(
+        self, group: Group, directory: str | Path, save_dir: str | Path | None = None,
+        ratio: Ratio = None,
+    ):  # fmt: skip
+        self.group, self._ratio = group, ratio
+        self.source = Source(group, directory, save_dir, fixed_shares(ratio))
         self.config: ModelConfig = self.source.config
         self.tokenizer: Tokenizer | None = None
         self.tokenizer_bytes = 0
@@ -78,6 +85,7 @@ class OpenModel:
         `again`: cut them even so. `allreduce` names how sums are merged, see `comm.sums`. Raises
         UserError where the memory is too small for `work`.
         """
+        settle(self.group, self.source, self._ratio, memory, threads, again)
         shard, _ = self.source.shard(self.group, again)
         session = load_session(
             self.group, self.source, shard, memory, work, threads, self.tokenizer_bytes, allreduce

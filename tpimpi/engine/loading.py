@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tpimpi import launch
@@ -9,6 +10,7 @@ from tpimpi.comm import ALLREDUCES
 from tpimpi.engine.settings import whole_number
 from tpimpi.errors import UserError
 from tpimpi.memory.request import Budgets, MemoryRequest
+from tpimpi.model.ratio import Ratio, parse_ratio
 
 CONTEXT = 4096  # tokens that memory is planned for, where nothing is said
 ENOUGH = 512  # ... where a budget allows no more
@@ -19,6 +21,7 @@ def load(
     memory_window: int | None = None, keep_all: bool = False, context: int | None = None,
     prompt_chunk: int | None = None, threads: int | None = None,
     save_dir: str | Path | None = None, split_again: bool = False, allreduce: str = "auto",
+    ratio: str | Sequence[float] | None = None,
 ):  # fmt: skip
     """Return a running model on all ranks of `comm`, an LLM (collective).
 
@@ -28,7 +31,8 @@ def load(
     memory. `context` is how many tokens prompt and text may have together (None: 4096, or the
     model's if that is shorter, or what the budget allows). `threads` are those of each rank (None:
     cores / ranks on the node). Shards lie in `save_dir` (None: the cache); `split_again` cuts them
-    anew. `allreduce` is how partial sums are merged, as --allreduce says it. Raises UserError and
+    anew. `allreduce` is how partial sums are merged, as --allreduce says it; `ratio` each rank's
+    share of the work, as --ratio says it or as numbers (None: equal ones). Raises UserError and
     MachineError, on all ranks alike where the error is foreseen.
     """
     refused = None
@@ -48,13 +52,14 @@ def load(
     group = Group(comm)
     try:
         group.agree(refused)
-        request = None
+        request = shares = None
         with group.together():
             if allreduce not in ALLREDUCES:
                 raise UserError(f"allreduce is {allreduce!r}, none of {', '.join(ALLREDUCES)}")
             request = _request(memory_budget, memory_window, keep_all, prompt_chunk)
+            shares = _ratio(ratio)
         agree_on_code(group)
-        opened = OpenModel(group, model, save_dir)
+        opened = OpenModel(group, model, save_dir, shares)
         most = opened.config.max_positions
         with group.together():
             if context is not None and whole_number("context", context, 2) > most:
@@ -70,6 +75,16 @@ def load(
         if getattr(error, "agreed", False):
             group.close()
         raise
+
+
+def _ratio(ratio: str | Sequence[float] | None) -> Ratio:
+    """Return how the model is to be cut. Raises UserError."""
+    if ratio is None:
+        return None
+    try:
+        return parse_ratio(ratio if isinstance(ratio, str) else ",".join(map(str, ratio)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"ratio: {error}") from None
 
 
 def _request(budget: str | int, window: int | None, keep_all: bool, chunk: int | None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from tpimpi.shards.layout import PAGE, StoredTensor
 from tpimpi.tape.reads import READ_BYTES
@@ -63,10 +64,15 @@ class Needs:
         """The bytes that the process holds now."""
         return self.process + self.tokenizer
 
-    @property
+    @cached_property
     def weights(self) -> int:
         """The bytes of all tensors of the tape."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    @cached_property
+    def longest_panel(self) -> int:
+        """The bytes of the longest panel of the tape."""
+        return max((tensor.panel_bytes for tensor in self.tensors), default=0)
 
     def pages(self, context: int, chunk: int) -> int:
         """Return the pages that one context takes, computed in chunks."""
@@ -88,8 +94,7 @@ class Needs:
 
     def smallest_ring(self) -> int:
         """Return the least memory through which the weights can pass, or stay if that is less."""
-        longest = max((tensor.panel_bytes for tensor in self.tensors), default=0)
-        return min(2 * (max(READ_BYTES, longest) + 2 * PAGE), self.weights)
+        return min(2 * (max(READ_BYTES, self.longest_panel) + 2 * PAGE), self.weights)
 
     def smallest(self, work: Work, chunk: int = 1) -> int:
         """Return the smallest budget with which a prompt can be computed in chunks of `chunk`."""

@@ -24,19 +24,6 @@ WINDOW_CHUNK = 256  # ... with --memory-window
 RING_BYTES = 32 << 20  # what reading ahead can use: some milliseconds of sampling and of sums
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What one rank can read, in bytes a second."""
-
-    disk: float
-    memory: float
-
-    def seconds(self, plan: MemoryPlan) -> float:
-        """Return the time of a decode step at the end of the context, without sums."""
-        touched = plan.resident + plan.streamed + plan.kv
-        return max(plan.streamed / self.disk, touched / self.memory)
-
-
 def wanted_chunk(request: MemoryRequest, work: Work) -> int:
     """Return the longest prompt chunk that makes sense."""
     default = WINDOW_CHUNK if request.window is not None else DEFAULT_CHUNK
@@ -173,7 +160,12 @@ def _plan(needs, budget, work, chunk, context, panels, ring) -> MemoryPlan:
 
 def _ring(needs: Needs, left: int) -> int:
     """Return the ring for a rank that streams and has `left` bytes for weights."""
-    return min(left, max(needs.smallest_ring(), min(RING_BYTES, left // 4)))
+    return ring_bytes(needs.smallest_ring(), left)
+
+
+def ring_bytes(smallest: int, left: int) -> int:
+    """Return the ring of a rank that streams and has `left` bytes for weights."""
+    return min(left, max(smallest, min(RING_BYTES, left // 4)))
 
 
 def spread(tensors: Sequence[StoredTensor], nbytes: int) -> dict[str, int]:

@@ -5,12 +5,14 @@ Every tensor begins with a page, so that a reader may go past the page cache (`O
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpimpi.model.encoding import ENCODINGS, panel_count
 from tpimpi.model.partition import Partition
+from tpimpi.model.ratio import spelled
 from tpimpi.model.tensors import Piece
 from tpimpi.paths import cache_directory
 
@@ -48,11 +50,27 @@ class Identity:
             ("was cut from a model with fingerprint", self.fingerprint, wanted.fingerprint),
             ("was cut for a number of ranks of", self.size, wanted.size),
             ("is the shard of rank", self.rank, wanted.rank),
-            ("was cut by the shares", self.partition, wanted.partition),
         ):
             if have != want:
                 return f"{what} {have}, but this run needs {want}"
+        if self.partition != wanted.partition:
+            have, want = cut_in_words(self.partition), cut_in_words(wanted.partition)
+            return f"was cut in another --ratio: {have}, but this run needs {want}"
         return None
+
+
+def cut_in_words(partition: str) -> str:
+    """Return for people what a partition's JSON gives to each rank; itself where it is none."""
+    try:
+        heads, columns = (
+            spelled(
+                [stop - start for start, stop in (rank[what] for rank in json.loads(partition))]
+            )
+            for what in ("q_heads", "columns")
+        )
+    except (ValueError, TypeError, KeyError):  # of a program to come
+        return partition
+    return f"{heads} heads and {columns} MLP columns"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tpimpi import status
@@ -11,6 +12,7 @@ from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
+from tpimpi.model.ratio import shares_of
 from tpimpi.shards.conversion import ensure_shards
 from tpimpi.shards.layout import Identity, shards_folder
 from tpimpi.shards.shard import Shard
@@ -26,12 +28,16 @@ def check_folder(folder: Path) -> None:
 class Source:
     """A model directory: config and partition everywhere, checkpoint on rank 0 (collective).
 
-    `save_dir` is where each rank keeps its shard; None: a folder in the cache. Raises UserError.
+    `save_dir` is where each rank keeps its shard; None: a folder in the cache. `shares` are those
+    of all ranks; None: equal ones. Raises UserError.
     """
 
     sparse = False  # its weights are there, see SyntheticSource
 
-    def __init__(self, group: Group, directory: str | Path, save_dir: str | Path | None = None):
+    def __init__(
+        self, group: Group, directory: str | Path, save_dir: str | Path | None = None,
+        shares: Sequence[int] | None = None,
+    ):  # fmt: skip
         self.checkpoint: Checkpoint | None = None
         config = None
         with group.together():
@@ -41,18 +47,33 @@ class Source:
         if self.checkpoint:
             for warning in self.checkpoint.warnings:
                 say(warning)
-        text, fingerprint = group.comm.bcast(
-            (config.to_json(), self.checkpoint.fingerprint) if config else None
-        )
+        told = None
+        if self.checkpoint:
+            encodings = {name: t.encoding for name, t in self.checkpoint.tensors.items()}
+            told = config.to_json(), self.checkpoint.fingerprint, encodings
+        text, self.fingerprint, self._encodings = group.comm.bcast(told)
         self.config = ModelConfig.from_json(text)
-        self.partition = Partition.of(self.config, [1] * group.size)
-        self._named, self._fingerprint = bool(save_dir), fingerprint
-        self.folder = Path(save_dir or shards_folder(fingerprint, self.partition))
+        self.save_dir = Path(save_dir) if save_dir else None
+        with group.together():
+            self.cut(shares_of(shares, group.size))
+
+    def cut(self, shares: Sequence[int]) -> None:
+        """Cut the model in this proportion from now on; the same on all ranks."""
+        self.keep(Partition.of(self.config, shares))
+
+    def keep(self, partition: Partition) -> None:
+        """Let the model be cut like this from now on; the same on all ranks."""
+        self.partition = partition
+        self.folder = self.save_dir or shards_folder(self.fingerprint, partition)
+
+    def encoding_of(self, source: str) -> str:
+        """Return the encoding of a tensor by its name in the checkpoint."""
+        return self._encodings[source]
 
     def identity(self, group: Group) -> Identity:
         """Return what this rank's shard must agree on."""
         cut, config = self.partition.to_json(), self.config.to_json()
-        return Identity(self._fingerprint, cut, group.rank, group.size, config)
+        return Identity(self.fingerprint, cut, group.rank, group.size, config)
 
     def shard(self, group: Group, again: bool = False) -> tuple[Shard, bool]:
         """Open this rank's shard, cutting the checkpoint where it is missing (collective).
@@ -65,7 +86,7 @@ class Source:
         status.current.begin("making its shard", "the same command goes on with what is there")
         found = ensure_shards(
             group, self.config, self.partition, self.checkpoint, self.folder, again,
-            replace=not self._named,
+            replace=self.save_dir is None,
         )  # fmt: skip
         status.current.begin("loading the model", "the same command starts with the shards there")
         return found

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tpimpi.comm.group import Group
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.partition import Partition
+from tpimpi.model.ratio import shares_of
 from tpimpi.model.tensors import Kind, Piece, pieces
 from tpimpi.paths import free_disk
 from tpimpi.progress import Progress, Waiting
@@ -79,17 +81,32 @@ class SyntheticSource:
 
     def __init__(
         self, group: Group, config: ModelConfig, encoding: str, save_dir: str | Path | None = None,
-        sparse: bool = False, again: bool = False,
+        sparse: bool = False, again: bool = False, shares: Sequence[int] | None = None,
     ):  # fmt: skip
-        self.config, self.encoding = config, encoding
-        self.partition = Partition.of(config, [1] * group.size)
-        self._pieces = pieces(config, self.partition.ranks[group.rank])
-        self._named = bool(save_dir)
-        whole = self._folder(save_dir, False)
+        self.config, self.encoding, self._sparse, self._again = config, encoding, sparse, again
+        self.save_dir, self._group = Path(save_dir) if save_dir else None, group
+        with group.together():
+            shares = shares_of(shares, group.size)
+        self.cut(shares)
+
+    def cut(self, shares: Sequence[int]) -> None:
+        """Cut the model in this proportion from now on (collective)."""
+        self.keep(Partition.of(self.config, shares))
+
+    def keep(self, partition: Partition) -> None:
+        """Let the model be cut like this from now on (collective)."""
+        group, self.partition = self._group, partition
+        self._pieces = pieces(self.config, partition.ranks[group.rank])
+        self.sparse = False
+        whole = self._folder()
         with group.together():
             check_folder(whole)
-        self.sparse = sparse or not self._fits(group, whole, again)
-        self.folder = self._folder(save_dir, self.sparse)
+        self.sparse = self._sparse or not self._fits(group, whole, self._again)
+        self.folder = self._folder()
+
+    def encoding_of(self, source: str) -> str:
+        """Return the encoding of a tensor by its name in a checkpoint: all have the same."""
+        return self.encoding
 
     @property
     def nbytes(self) -> int:
@@ -106,31 +123,31 @@ class SyntheticSource:
         need = group.node.allreduce(need)
         return all(group.comm.allgather(not need or need + SPARE_BYTES <= free))
 
-    def _fingerprint(self, sparse: bool) -> str:
+    @property
+    def fingerprint(self) -> str:
+        """What stands for the fingerprint of a checkpoint."""
         fields = json.loads(self.config.to_json()) | {"encoding": self.encoding, "seed": SEED}
         text = json.dumps(fields | {"version": VERSION}, sort_keys=True)
-        kind = "sparse" if sparse else "random"
+        kind = "sparse" if self.sparse else "random"
         return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-    def _folder(self, save_dir: str | Path | None, sparse: bool) -> Path:
-        if save_dir:
-            return Path(save_dir)
-        return shards_folder(self._fingerprint(sparse), self.partition)
+    def _folder(self) -> Path:
+        return self.save_dir or shards_folder(self.fingerprint, self.partition)
 
     def shard(self, group: Group, again: bool = False) -> tuple[Shard, bool]:
         """Open this rank's shard, writing it where it is missing (collective).
 
         Returns the shard and whether any rank's was written now.
         """
-        fingerprint = self._fingerprint(self.sparse)
         identity = Identity(
-            fingerprint, self.partition.to_json(), group.rank, group.size, self.config.to_json()
-        )
+            self.fingerprint, self.partition.to_json(), group.rank, group.size,
+            self.config.to_json(),
+        )  # fmt: skip
         path = self.folder / shard_name(group.rank, group.size)
         shard, missing = None, False
         waiting = Waiting("waiting for ranks that write their shards", group.rank)
         with waiting, group.together():
-            shard = None if again else open_shard(path, identity, replace=not self._named)
+            shard = None if again else open_shard(path, identity, replace=self.save_dir is None)
             missing = shard is None
             if missing:
                 self._write(path, identity, group.rank == 0)
