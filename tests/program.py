@@ -18,7 +18,10 @@ GREEDY = (
 )
 
 # What a slow machine is told of long work, see tpimpi.progress.
-PROGRESS = re.compile(r"tpimpi: ([\w ,]+: \d[\w. ]* of \d.*|.*, for [\d smin]+|waiting (\d+ s )?for .*|rank .* is back after .*)$")
+PROGRESS = re.compile(
+    r"tpimpi: ([\w ,]+: \d[\w. ]* of \d.*|.*, for [\d smin]+|waiting (\d+ s )?for .*|"
+    r"rank .* is back after .*)$"
+)
 
 
 def run(mpirun, ranks, *arguments, stdin=None, folder=None, seconds=120, program=TPIMPI):

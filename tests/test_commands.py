@@ -170,8 +170,8 @@ def test_convert_verify_info(mpirun, tmp_path):
     folder = ["--save-dir", tmp_path / "shards"]
     assert "cut 3 shards" in output(run(mpirun, 3, "convert", "--model", DEMO, *folder))
     assert "already there" in output(run(mpirun, 3, "convert", "--model", DEMO, *folder))
-    again = run(mpirun, 3, "convert", "--model", DEMO, *folder, "--split_bin")
-    assert "cut 3 shards" in output(again)
+    again = run(mpirun, 3, "convert", "--model", DEMO, *folder, "--split_bin", "--local-checkpoint")
+    assert "cut 3 shards" in output(again) and "sent what" not in again.stderr
     assert "are whole" in output(run(mpirun, 3, "verify", "--model", DEMO, *folder))
     found = json.loads(
         output(run(mpirun, 0, "info", "--model", DEMO, "-np", 3, "--output", "json"))

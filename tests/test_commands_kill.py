@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -151,6 +152,8 @@ def test_kill_at_many_moments_then_resume(mpirun, tmp_path):
     assert kills >= 3
     finished = run(mpirun, 2, "convert", "--model", model, "--save-dir", killed)
     assert finished.returncode == 0, finished.stderr
+    told = [line for line in finished.stderr.splitlines() if "from an earlier run" in line]
+    assert len(told) == 1 and re.search(r"rank [01] has [\d.]+ .iB of [\d.]+ .iB", told[0])
     assert run(mpirun, 2, "verify", "--model", model, "--save-dir", killed).returncode == 0
     for name in ("shard-0-of-2.h5", "shard-1-of-2.h5"):
         with h5py.File(whole / name) as a, h5py.File(killed / name) as b:

@@ -134,7 +134,7 @@ def test_conversion_goes_on_where_it_stopped(comm, references, shared_tmp, monke
         ShardWriter, "complete", lambda self, i, s: (written.append(i), plain(self, i, s))[1]
     )
     shard, _ = shards(group, directory, shared_tmp)
-    assert written == [0, *range(len(shard.tensors) // 2, len(shard.tensors))]
+    assert sorted(written) == [0, *range(len(shard.tensors) // 2, len(shard.tensors))]
     again = [shard.widened(t.name) for t in shard.tensors if t.nbytes]
     assert all((a == b).all() for a, b in zip(whole, again, strict=True))
     shard.verify()

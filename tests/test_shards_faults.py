@@ -273,7 +273,7 @@ def test_a_full_disk_is_told_with_what_is_needed_and_keeps_nothing(tmp_path, mon
 
 def test_what_a_full_disk_would_need_counts_whole_panels(tmp_path, monkeypatch):
     """Where not even the file's structures have room, so that no length tells."""
-    monkeypatch.setattr(writer_module, "_create", full)
+    monkeypatch.setattr(writer_module, "create", full)
     with pytest.raises(MachineError) as caught:
         begin(tmp_path / "shard.h5")
     padded = [(n + 15) // 16 * 16 * k if p.streamed else n * k for p in PIECES

@@ -16,6 +16,7 @@ from tpimpi import status
 from tpimpi.units import duration, rate, size
 
 EVERY_SECONDS = 2.0
+FEW = 3  # devices of which a line tells all
 
 
 class Progress:
@@ -26,13 +27,15 @@ class Progress:
     """
 
     def __init__(
-        self, title: str, total: int, unit: str = "B", speaks: bool = True, even: bool = True
-    ):
+        self, title: str, total: int, unit: str = "B", speaks: bool = True, even: bool = True,
+        bar: bool = True,
+    ):  # fmt: skip
         self._title, self._total, self._unit = title, total, unit
         self._done, self._start = 0, time.monotonic()
         self._speaks, self._last, self._even = speaks, self._start, even
         self._bar, self._teller, self._lock = None, None, threading.Lock()
-        if speaks and sys.stderr is not None and sys.stderr.isatty():
+        self._on_terminal = speaks and sys.stderr is not None and sys.stderr.isatty()
+        if self._on_terminal and bar:
             plain = "{l_bar}{bar}| {n_fmt} of {total_fmt} {unit}"
             self._bar = tqdm(
                 total=total, desc=title, unit=unit, unit_scale=unit == "B", unit_divisor=1024,
@@ -42,7 +45,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._before = status.current.own.doing
         status.current.begin(self._title)
-        if self._speaks and self._bar is None:
+        if self._speaks and not self._on_terminal:
             self._teller = _Teller(self._tell)
         return self
 
@@ -60,7 +63,7 @@ class Progress:
         status.current.figures = self._count()
         if self._bar is not None:
             self._bar.update(amount)
-        elif self._speaks:
+        elif self._speaks and not self._on_terminal:
             self._tell()
 
     def _tell(self) -> None:
@@ -88,6 +91,54 @@ class Progress:
             return text
         left = seconds * (self._total - self._done) / self._done
         return f"{text}, {pace}, {duration(left)} left"
+
+
+class DeviceProgress(Progress):
+    """Tell how far each of several devices is, in bytes; `totals` are theirs by their names.
+
+    A few are told with rate and time left, more of them in per cent, all on one line. On a terminal
+    each has a bar.
+    """
+
+    def __init__(self, title: str, totals: dict[str, int]):
+        super().__init__(title, sum(totals.values()), speaks=True, bar=False)
+        self._totals, self._dones = totals, dict.fromkeys(totals, 0)
+        self._bars = {}
+        if self._on_terminal:
+            self._bars = {
+                name: tqdm(
+                    total=total, desc=f"{title}: {name}", unit="B", unit_scale=True,
+                    unit_divisor=1024, leave=False, position=position,
+                )
+                for position, (name, total) in enumerate(totals.items())
+            }  # fmt: skip
+
+    def __exit__(self, *error) -> None:
+        for bar in self._bars.values():
+            bar.close()
+        super().__exit__(*error)
+
+    def arrived(self, name: str, amount: int) -> None:
+        """Count `amount` more as done on a device."""
+        self._dones[name] += amount
+        if name in self._bars:
+            self._bars[name].update(amount)
+        self.update(amount)
+
+    def _line(self, seconds: float) -> str:
+        few = len(self._totals) <= FEW
+        parts = [self._part(name, few, seconds) for name in self._totals]
+        return super()._line(seconds) + (
+            f"; {'; '.join(parts)}" if few else f" ({', '.join(parts)})"
+        )
+
+    def _part(self, name: str, few: bool, seconds: float) -> str:
+        done, total = self._dones[name], self._totals[name]
+        part = f"{name} {100 * done // max(total, 1)} %"
+        if not few or not done or done == total:
+            return part
+        left = duration(seconds * (total - done) / done)
+        return f"{part}, {rate(done / seconds)}, {left} left"
 
 
 class Waiting:

@@ -87,13 +87,18 @@ class Checkpoint:
         """Return a tensor by its name."""
         return self.tensors[name]
 
-    def read(self, name: str, rows: slice | None, columns: slice | None) -> np.ndarray:
-        """Return raw rows (and columns of them) in the storage dtype, contiguous."""
+    def read(
+        self, name: str, rows: slice | None, columns: slice | None, into: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return raw rows (and columns of them) in the storage dtype, contiguous.
+
+        They are read into the bytes of `into`, where that is given.
+        """
         tensor = self.weight(name)
         first, last = (rows.start, rows.stop) if rows else (0, tensor.shape[0])
         row_bytes = tensor.nbytes // tensor.shape[0]
         data = self._pread(
-            tensor.path, (last - first) * row_bytes, tensor.offset + first * row_bytes
+            tensor.path, (last - first) * row_bytes, tensor.offset + first * row_bytes, into
         )
         array = ENCODINGS[tensor.encoding].raw(data, (last - first, *tensor.shape[1:]))
         return array if columns is None else np.ascontiguousarray(array[:, columns])
@@ -121,8 +126,10 @@ class Checkpoint:
                 return False
         return True
 
-    def _pread(self, path: Path, nbytes: int, offset: int) -> bytearray:
-        data, got = bytearray(nbytes), 0
+    def _pread(
+        self, path: Path, nbytes: int, offset: int, into: np.ndarray | None = None
+    ) -> bytearray | np.ndarray:
+        data, got = bytearray(nbytes) if into is None else into[:nbytes], 0
         while got < nbytes:
             count = os.preadv(self.descriptors[path], [memoryview(data)[got:]], offset + got)
             if not count:

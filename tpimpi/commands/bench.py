@@ -29,6 +29,7 @@ class Options:
     save_dir: str | None
     ratio: Ratio
     again: bool
+    local: str | None  # where ranks may have the checkpoint, too
     plot: str | None
     report: str | None
     json: bool
@@ -93,6 +94,8 @@ def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
     if args.model and (args.layers or args.dtype or args.sparse):
         raise UserError("--layers, --dtype and --sparse are for --shape, not for --model")
+    if args.shape and args.local_checkpoint is not None:
+        raise UserError("--local-checkpoint is for --model, not for --shape")
     settings = Settings(
         args.modes, args.prompts, args.context, args.repeats, args.seconds,
         args.memory_window or Settings.window, args.memory_budget, args.prompt_chunk,
@@ -100,7 +103,8 @@ def options(args: argparse.Namespace) -> Options:
     )  # fmt: skip
     return Options(
         args.model, args.shape, args.layers, args.dtype, args.sparse, args.save_dir,
-        args.ratio, args.split_bin, args.plot, args.report, args.output == "json", settings,
+        args.ratio, args.split_bin, args.local_checkpoint, args.plot, args.report,
+        args.output == "json", settings,
     )  # fmt: skip
 
 
@@ -144,7 +148,9 @@ def _source(options: Options, group):
     from tpimpi.shards.synthetic import SyntheticSource
 
     if options.model:
-        return Source(group, options.model, options.save_dir, fixed_shares(options.ratio))
+        return Source(
+            group, options.model, options.save_dir, fixed_shares(options.ratio), options.local
+        )
     config = None
     with group.together():
         config = shape_config(options.shape, options.layers)

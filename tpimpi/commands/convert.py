@@ -15,12 +15,13 @@ SUMMARY = "cut a checkpoint into shards and stop"
 
 @dataclass(frozen=True)
 class Options:
-    """A model directory and where its shards go."""
+    """A model directory, where its shards go, and where ranks may have the checkpoint, too."""
 
     model: str
     save_dir: str | None
     ratio: Ratio
     again: bool
+    local: str | None
     memory: MemoryRequest
 
 
@@ -38,8 +39,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
     return Options(
-        args.model, args.save_dir, args.ratio, args.split_bin, MemoryRequest(args.memory_budget)
-    )
+        args.model, args.save_dir, args.ratio, args.split_bin, args.local_checkpoint,
+        MemoryRequest(args.memory_budget),
+    )  # fmt: skip
 
 
 def run(options: Options, group, threads: int) -> None:
@@ -47,7 +49,9 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.engine.shares import settle
     from tpimpi.shards.source import Source
 
-    source = Source(group, options.model, options.save_dir, fixed_shares(options.ratio))
+    source = Source(
+        group, options.model, options.save_dir, fixed_shares(options.ratio), options.local
+    )
     settle(group, source, options.ratio, options.memory, threads, options.again)
     shard, written = source.shard(group, options.again)
     sizes = group.comm.gather(sum(t.nbytes for t in shard.tensors))

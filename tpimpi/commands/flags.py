@@ -149,10 +149,17 @@ def add_save_dir(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_shards(parser: argparse.ArgumentParser) -> None:
-    """Add --save-dir and --split-bin."""
-    add_save_dir(parser).add_argument(
-        "--split-bin", action="store_true", help="cut the shards again"
-    )
+    """Add --save-dir, --split-bin and --local-checkpoint."""
+    group = add_save_dir(parser)
+    group.add_argument(
+        "--split-bin", "--force-download", action="store_true",
+        help="cut the shards again, and bring them to all ranks again, whatever is there",
+    )  # fmt: skip
+    group.add_argument(
+        "--local-checkpoint", nargs="?", const="", metavar="DIR",
+        help="a rank that has the same checkpoint in DIR on its own disk cuts its shard from there "
+        "and isn't sent it (default DIR: that of --model)",
+    )  # fmt: skip
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

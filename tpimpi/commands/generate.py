@@ -31,6 +31,7 @@ class Options:
     save_dir: str | None
     ratio: Ratio
     again: bool
+    local: str | None  # where ranks may have the checkpoint, too
     memory: MemoryRequest
     allreduce: str
     prompt: str | None  # None: of a file
@@ -130,10 +131,9 @@ def options(args: argparse.Namespace) -> Options:
         tuple(stops), tuple(args.stop_id), args.ignore_eos,
     )  # fmt: skip
     return Options(
-        args.model, args.save_dir, args.ratio, args.split_bin, flags.memory_request(args),
-        args.allreduce,
-        prompt, args.prompt_file, prefix, args.no_bos, settings, not args.no_echo, args.report,
-        args.output == "json",
+        args.model, args.save_dir, args.ratio, args.split_bin, args.local_checkpoint,
+        flags.memory_request(args), args.allreduce, prompt, args.prompt_file, prefix,
+        args.no_bos, settings, not args.no_echo, args.report, args.output == "json",
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.memory.account import Work
 
     begin = time.perf_counter()
-    model = OpenModel(group, options.model, options.save_dir, options.ratio)
+    model = OpenModel(group, options.model, options.save_dir, options.ratio, options.local)
     most, prompt, ids = model.config.max_positions, "", []
     with group.together():
         if group.rank == 0:

@@ -26,6 +26,7 @@ class Options:
     save_dir: str | None
     ratio: Ratio
     again: bool
+    local: str | None  # where ranks may have the checkpoint, too
     memory: MemoryRequest
     allreduce: str
     file: str
@@ -56,9 +57,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
     return Options(
-        args.model, args.save_dir, args.ratio, args.split_bin, flags.memory_request(args),
-        args.allreduce,
-        args.file, args.window, args.report, args.output == "json",
+        args.model, args.save_dir, args.ratio, args.split_bin, args.local_checkpoint,
+        flags.memory_request(args), args.allreduce, args.file, args.window, args.report,
+        args.output == "json",
     )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
     from tpimpi.memory.account import Work
 
-    model = OpenModel(group, options.model, options.save_dir, options.ratio)
+    model = OpenModel(group, options.model, options.save_dir, options.ratio, options.local)
     config, ids, window = model.config, [], 0
     with group.together():
         if group.rank == 0:

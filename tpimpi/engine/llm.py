@@ -48,10 +48,10 @@ class OpenModel:
 
     def __init__(
         self, group: Group, directory: str | Path, save_dir: str | Path | None = None,
-        ratio: Ratio = None,
+        ratio: Ratio = None, local: str | Path | None = None,
     ):  # fmt: skip
         self.group, self._ratio = group, ratio
-        self.source = Source(group, directory, save_dir, fixed_shares(ratio))
+        self.source = Source(group, directory, save_dir, fixed_shares(ratio), local)
         self.config: ModelConfig = self.source.config
         self.tokenizer: Tokenizer | None = None
         self.tokenizer_bytes = 0

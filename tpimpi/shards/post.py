@@ -1,80 +1,116 @@
-"""How rank 0 hands pieces of tensors to the ranks that own them: a header, then rows.
+"""How messages reach the ranks: several at once are on their way, and none is waited for.
 
-A header is [tensor, rows that follow, 4 words of hash]. No rows: the tensor has come to its end,
-and the hash is that of its source. Tensor -1: nothing more will come. Whoever gets rows packs them.
+They stay in memory as long as they are on their way, so who posts them bounds how many there are.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+
 import numpy as np
+from mpi4py import MPI
 
-from tpimpi.checkpoint.fingerprint import HASH_BYTES
-from tpimpi.comm.group import Group
-from tpimpi.errors import MachineError, describe
-from tpimpi.model.encoding import ENCODINGS
-from tpimpi.shards.writer import ShardWriter
+from tpimpi.shards.message import END, HEADER_BYTES, message
+from tpimpi.shards.writing import WriterThread
 
-TAG = 7
+TAG, STOP = 7, 8  # of messages, and of a rank's word that it can't take more
+RECEIVES = 4  # that a rank has posted
+LOOKS, NAPS = 8, (20e-6, 200e-6)  # looks at MPI between two naps; seconds of these
+
+_abandoned: list = []  # what MPI may still read or write, after a conversion that was broken off
 
 
-class Post:
-    """What rank 0 sends with; its own pieces go to its own writer."""
+def rest_until(ready: Callable[[], bool]) -> None:
+    """Sleep in naps until `ready`, which looks at MPI.
 
-    def __init__(self, group: Group, writer: ShardWriter | None):
-        self._comm, self._writer = group.comm, writer
+    Each look moves some ten KiB of a message only, where MPI has cut it into many (UCX over TCP).
+    """
+    nap = NAPS[0]
+    while True:
+        for _ in range(LOOKS):
+            if ready():
+                return
+        time.sleep(nap)
+        nap = min(1.5 * nap, NAPS[1])
 
-    def deliver(self, rank: int, index: int, rows: np.ndarray) -> None:
-        """Write the next raw rows of a rank's tensor `index`."""
-        if rank == 0:
-            _write(self._writer, index, rows)
+
+class Outbox:
+    """Messages on their way: to other ranks by MPI, to this rank's own writer in a thread."""
+
+    def __init__(self, comm: MPI.Comm, own: WriterThread | None):
+        self._comm, self._own = comm, own
+        self._requests: list[MPI.Request] = []
+        self._sent: list[tuple[int, np.ndarray]] = []  # to whom, what
+
+    @property
+    def busy(self) -> bool:
+        """Whether something has yet to arrive."""
+        return bool(self._requests) or (self._own is not None and self._own.busy)
+
+    def post(self, rank: int, data: np.ndarray) -> None:
+        """Send a message, or hand it to this rank's writer."""
+        if rank == self._comm.rank:
+            self._own.take(data)
         else:
-            self._comm.Send(_header(index, len(rows)), dest=rank, tag=TAG)
-            data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
-            self._comm.Send(data, dest=rank, tag=TAG)
+            self._requests.append(self._comm.Isend(data, dest=rank, tag=TAG))
+            self._sent.append((rank, data))
 
-    def complete(self, rank: int, index: int, source: bytes) -> None:
-        """Say that a tensor has come to its end, and the hash of what it was cut from."""
-        if rank == 0:
-            self._writer.complete(index, source)
-        else:
-            self._comm.Send(_header(index, 0, source), dest=rank, tag=TAG)
+    def refused(self) -> bool:
+        """Return whether a rank has told that it can't take more."""
+        refused = False
+        while self._comm.Iprobe(source=MPI.ANY_SOURCE, tag=STOP):
+            self._comm.Recv(np.empty(1, np.uint8), source=MPI.ANY_SOURCE, tag=STOP)
+            refused = True
+        return refused
 
     def end(self, rank: int) -> None:
-        """Say that nothing more will come."""
-        self._comm.Send(_header(-1, 0), dest=rank, tag=TAG)
+        """Tell a rank that nothing more will come."""
+        for _ in range(RECEIVES):
+            self.post(rank, message(END))
+
+    def arrived(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield rank and message of what has arrived since the last time."""
+        if self._own is not None:
+            for data in self._own.written():
+                yield self._comm.rank, data
+        for number in sorted(MPI.Request.Testsome(self._requests) or (), reverse=True):
+            del self._requests[number]
+            yield self._sent.pop(number)
+
+    def abandon(self) -> None:
+        """Leave what is on its way to MPI, which may still read it."""
+        _abandoned.extend(zip(self._requests, self._sent, strict=True))
 
 
-def receive_all(group: Group, writer: ShardWriter) -> None:
-    """Write what rank 0 sends, until it says that nothing more will come."""
-    header, data = _header(0, 0), np.empty(0, np.uint8)
-    while True:
-        # Waiting in MPI would take a core from rank 0, where that is on this machine.
-        group.rest_until(lambda: group.comm.Iprobe(source=0, tag=TAG))
-        group.comm.Recv(header, source=0, tag=TAG)
-        index, rows = (int(value) for value in header[:2])
-        if index < 0:
-            return
-        if rows == 0:
-            writer.complete(index, header[2:].tobytes())
-            continue
-        tensor = writer.tensors[index]
-        encoding, shape = ENCODINGS[tensor.encoding], (rows, *tensor.shape[1:])
-        nbytes = encoding.nbytes(*shape)
-        if data.nbytes < nbytes:
-            data = np.empty(nbytes, np.uint8)
-        group.comm.Recv(data[:nbytes], source=0, tag=TAG)
-        _write(writer, index, encoding.raw(data, shape))
+class Inbox:
+    """Messages from rank 0, for which several receives are posted at any time.
 
+    They end with as many END as there are receives, so that none is left that nothing comes for.
+    """
 
-def _header(index: int, rows: int, source: bytes = bytes(HASH_BYTES)) -> np.ndarray:
-    return np.array([index, rows, *np.frombuffer(source, np.int64)], np.int64)
+    def __init__(self, comm: MPI.Comm, nbytes: int):
+        self._comm, self._posted = comm, []
+        for _ in range(RECEIVES):
+            self.give_back(np.empty(HEADER_BYTES + nbytes, np.uint8))
 
+    def give_back(self, data: np.ndarray) -> None:
+        """Let the next message come into memory that one has come in."""
+        self._posted.append((self._comm.Irecv(data, source=0, tag=TAG), data))
 
-def _write(writer: ShardWriter, index: int, rows: np.ndarray) -> None:
-    try:
-        writer.write(index, rows)
-    except OSError as error:
-        raise MachineError(
-            f"writing {writer.partial} failed ({describe(error)}); what is written is kept, and "
-            "the same command goes on from there"
-        ) from error
+    @property
+    def empty(self) -> bool:
+        """Whether no receive is posted."""
+        return not self._posted
+
+    def ready(self) -> bool:
+        """Return whether the next message is there."""
+        return self._posted[0][0].Test()
+
+    def take(self) -> np.ndarray:
+        """Return the next message, which is there; it stays until it is given back."""
+        return self._posted.pop(0)[1]
+
+    def abandon(self) -> None:
+        """Leave what is posted to MPI, which may still write to it."""
+        _abandoned.extend(self._posted)

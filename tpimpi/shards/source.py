@@ -29,15 +29,17 @@ class Source:
     """A model directory: config and partition everywhere, checkpoint on rank 0 (collective).
 
     `save_dir` is where each rank keeps its shard; None: a folder in the cache. `shares` are those
-    of all ranks; None: equal ones. Raises UserError.
+    of all ranks; None: equal ones. Ranks that have the checkpoint in `local` on their own disk, too
+    ("": where rank 0 has it), cut their shards from there. Raises UserError.
     """
 
     sparse = False  # its weights are there, see SyntheticSource
 
     def __init__(
         self, group: Group, directory: str | Path, save_dir: str | Path | None = None,
-        shares: Sequence[int] | None = None,
+        shares: Sequence[int] | None = None, local: str | Path | None = None,
     ):  # fmt: skip
+        self._local = None if local is None else Path(local or directory)
         self.checkpoint: Checkpoint | None = None
         config = None
         with group.together():
@@ -86,7 +88,7 @@ class Source:
         status.current.begin("making its shard", "the same command goes on with what is there")
         found = ensure_shards(
             group, self.config, self.partition, self.checkpoint, self.folder, again,
-            replace=self.save_dir is None,
+            replace=self.save_dir is None, local=self._local,
         )  # fmt: skip
         status.current.begin("loading the model", "the same command starts with the shards there")
         return found

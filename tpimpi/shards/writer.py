@@ -11,111 +11,40 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import h5py
 import numpy as np
 
 from tpimpi.checkpoint.fingerprint import HASH_BYTES
 from tpimpi.errors import MachineError, UserError, describe
-from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.tensors import Piece
 from tpimpi.paths import free_disk
 from tpimpi.progress import Progress
+from tpimpi.shards.creation import create
 from tpimpi.shards.gather import Gatherer
-from tpimpi.shards.layout import FORMAT_VERSION, PAGE, Identity, StoredTensor, stored
+from tpimpi.shards.layout import Identity, StoredTensor, stored
 from tpimpi.shards.seal import write_seal
-from tpimpi.shards.shard import WRITTEN, Layout, crc_of, parse, read_layout, read_tables, stamp
+from tpimpi.shards.shard import WRITTEN, Layout, crc_of, read_layout, read_tables, stamp
 from tpimpi.units import size
 
+FLUSH_BYTES = 16 << 20  # after which the disk is told to take what is written
 NO_SOURCE = bytes(HASH_BYTES)  # of weights that were cut from no checkpoint
 
 
-def _hdf5_type(encoding: Encoding) -> h5py.h5t.TypeID:
-    """Return the type of the encoding's numbers: a sign, the exponent, the mantissa."""
-    bits = 1 + encoding.exponent + encoding.mantissa
-    kind = h5py.h5t.IEEE_F32LE.copy()  # of bf16 it becomes the layout of HDF5 2.0's own
-    kind.set_fields(bits - 1, encoding.mantissa, encoding.exponent, 0, encoding.mantissa)
-    kind.set_size(bits // 8)
-    kind.set_ebias((1 << encoding.exponent - 1) - 1)
-    return kind
+def _start_writing(fd: int) -> None:
+    """Let the disk begin to take what is written, so that little is left for the end to wait for.
 
-
-def _dataset(tensor: StoredTensor) -> tuple[h5py.h5t.TypeID, tuple[int, ...]]:
-    """Return type and shape of what a tensor is in HDF5: its rows, or its panels."""
-    encoding = ENCODINGS[tensor.encoding]
-    if not tensor.in_panels:
-        return _hdf5_type(encoding), tensor.shape
-    kind = h5py.h5t.STD_U8LE if encoding.packed else _hdf5_type(encoding)
-    return kind, (tensor.panels, *encoding.panel_shape(tensor.shape[1]))
-
-
-def _create(path: Path, identity: Identity, pieces: list[Piece], encodings: list[str]) -> Layout:
-    """Create the file with all that describes it, HDF5's structures before all tensors."""
-    groups = {above for piece in pieces for above in PurePosixPath(piece.name).parents}
-    pages = len(pieces) + len(groups) + 16  # each object takes one, as all is aligned for tensors
-    while True:
-        _create_with(path, identity, pieces, encodings, pages * PAGE)
-        layout = parse(path)
-        if _tensors_lie_together(layout.tensors, path.stat().st_size):
-            return layout
-        pages += pages // 8
-
-
-def _tensors_lie_together(tensors: list[StoredTensor], end: int) -> bool:
-    stored = sorted((t for t in tensors if t.nbytes), key=lambda t: t.offset)
-    starts = [t.offset for t in stored[1:]] + [end]
-    # Whatever else lay between would begin a page of its own.
-    return all(at - t.offset - t.nbytes < PAGE for t, at in zip(stored, starts, strict=True))
-
-
-def _create_with(
-    path: Path, identity: Identity, pieces: list[Piece], encodings: list[str], structures: int
-) -> None:
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_layout(h5py.h5d.CONTIGUOUS)
-    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    with h5py.File(
-        path,
-        "w",
-        libver=("v110", "v110"),
-        userblock_size=PAGE,
-        meta_block_size=structures,
-        alignment_threshold=1,
-        alignment_interval=PAGE,
-        locking=False,
-    ) as file:
-        file.attrs.update(
-            {
-                "format_version": FORMAT_VERSION,
-                "fingerprint": np.bytes_(identity.fingerprint),
-                "partition": np.bytes_(identity.partition),
-                "rank": identity.rank,
-                "size": identity.size,
-                "config": np.bytes_(identity.config),
-            }
-        )
-        file.create_dataset("tape", data=np.array([piece.name.encode() for piece in pieces]))
-        file.create_dataset("checksums", data=np.zeros(len(pieces), np.uint64))
-        file.create_dataset("sources", data=np.zeros((len(pieces), HASH_BYTES), np.uint8))
-        for index, (piece, encoding) in enumerate(zip(pieces, encodings, strict=True)):
-            tensor = stored(piece, encoding)
-            kind, shape = _dataset(tensor)
-            space = h5py.h5s.create_simple(shape)
-            h5py.h5d.create(file.id, piece.name.encode(), kind, space, layout, links)
-            about = {"encoding": np.bytes_(encoding), "checksum_index": index}
-            if tensor.in_panels:
-                about |= dict(zip(("rows", "columns"), tensor.shape, strict=True))
-            file[piece.name].attrs.update(about)
+    Of Linux; this also takes what is on the disk out of the page cache, where nobody reads it.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class ShardWriter:
     """Write one shard, beginning where an interrupted conversion stopped.
 
-    With `sparse` no space is taken from the disk: what is never written reads as zeros.
+    With `anew` it begins with nothing all the same. With `sparse` no space is taken from the disk:
+    what is never written reads as zeros.
     """
 
     def __init__(
@@ -125,8 +54,9 @@ class ShardWriter:
         pieces: list[Piece],
         encodings: list[str],
         sparse: bool = False,
+        anew: bool = False,
     ) -> None:
-        self.path, self._sparse = path, sparse
+        self.path, self._sparse, self._anew = path, sparse, anew
         self.partial = path.with_name(path.name + ".partial")
         self._fd = self._open()
         try:
@@ -169,10 +99,10 @@ class ShardWriter:
 
     def _begin(self, identity: Identity, pieces: list[Piece], encodings: list[str]) -> None:
         wanted = [(p.name, e, p.shape) for p, e in zip(pieces, encodings, strict=True)]
-        layout = self._resumes(identity, wanted)
+        layout = None if self._anew else self._resumes(identity, wanted)
         if layout is None:
             try:
-                layout = _create(self.partial, identity, pieces, encodings)
+                layout = create(self.partial, identity, pieces, encodings)
                 self._reserve(layout.tensors)
             except (OSError, RuntimeError, MachineError) as error:  # as HDF5 puts it
                 length = os.fstat(self._fd).st_size  # of all, once all is laid out
@@ -180,10 +110,12 @@ class ShardWriter:
                 raise self._no_room(pieces, encodings, length) from error
         self._layout, self.tensors = layout, layout.tensors
         self._sums = [0] * len(self.tensors)  # CRC-32 of what is written of each
-        self._ends = [tensor.offset for tensor in self.tensors]  # the byte where each goes on
-        self._gatherers = {
-            index: Gatherer(tensor) for index, tensor in enumerate(self.tensors) if tensor.panels
-        }
+        self._ends = [0] * len(self.tensors)  # the byte where each goes on
+        self._gatherers: dict[int, Gatherer] = {}
+        self._whole: set[int] = set()  # tensors that are there
+        self._flushed = 0  # bytes written since the disk was last told to take them
+        for index in range(len(self.tensors)):
+            self.restart(index)
         self._seal(finished=False)
 
     def _resumes(self, identity: Identity, wanted: list[tuple]) -> Layout | None:
@@ -224,10 +156,30 @@ class ShardWriter:
         sums, sources = read_tables(self._fd, self._layout)
         there = [t.nbytes for t, s in zip(self.tensors, sums, strict=True) if s]
         with Progress("checking what is there already", sum(there), speaks=speaks) as bar:
-            return [
+            found = [
                 source if s and int(s) == WRITTEN + crc_of(self._fd, t, bar) else None
                 for s, t, source in zip(sums, self.tensors, sources, strict=True)
             ]
+        self._whole = {index for index, source in enumerate(found) if source is not None}
+        return found
+
+    @property
+    def kept(self) -> int:
+        """The bytes of the tensors that are there, with which an interrupted conversion goes on."""
+        return sum(self.tensors[index].nbytes for index in self._whole)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def restart(self, index: int) -> None:
+        """Let tensor `index` be written from its first row on."""
+        tensor = self.tensors[index]
+        self._sums[index], self._ends[index] = 0, tensor.offset
+        if tensor.panels:
+            self._gatherers[index] = Gatherer(tensor)
+        self._whole.discard(index)
 
     def write(self, index: int, rows: np.ndarray) -> None:
         """Write the next raw rows of tensor `index`, [n, K] or of a vector [n].
@@ -248,12 +200,28 @@ class ShardWriter:
             count = os.pwrite(self._fd, view, self._ends[index])
             self._ends[index] += count
             view = view[count:]
+            self._flushed += count
+        if self._flushed >= FLUSH_BYTES:
+            self._flushed = 0
+            _start_writing(self._fd)
 
     def complete(self, index: int, source: bytes = NO_SOURCE) -> None:
         """Record the checksum of a tensor written to its end, and the hash of what it is from."""
         os.pwrite(self._fd, source, self._layout.sources + HASH_BYTES * index)
         value = np.uint64(WRITTEN + self._sums[index]).tobytes()
         os.pwrite(self._fd, value, self._layout.checksums + 8 * index)
+        self._whole.add(index)
+
+    def failure(self, error: OSError) -> MachineError:
+        """Return in a sentence that writing failed, and what comes of what is written."""
+        kept = f"{size(self.kept)} of {size(self.nbytes)} are kept, and the same command"
+        if not self._anew:
+            then = f"{kept} goes on from there"
+        elif self.path.exists():
+            then = f"{self.path} is still what it was"
+        else:
+            then = f"{kept} without --split-bin goes on from there"
+        return MachineError(f"writing {self.partial} failed ({describe(error)}); {then}")
 
     def finish(self) -> None:
         """Make the shard durable and give it its name."""
