@@ -10,6 +10,7 @@ from tpimpi.bench import findings, link_findings
 from tpimpi.bench.device import Device, device_of
 from tpimpi.bench.findings import FAILS, Finding, Job
 from tpimpi.bench.job import Asked
+from tpimpi.bench.number import of_number
 from tpimpi.bench.speed import Speed, bytes_on_the_wire, measure_speed, meet
 from tpimpi.comm.group import Group
 from tpimpi.comm.links import Link, measure_links
@@ -66,7 +67,8 @@ def examine(
         *findings.of_program(devices, code, libraries), *findings.of_hosts(devices),
         *findings.of_cores(devices),
     ]  # fmt: skip
-    job, speeds, links = Asked.example(group.size).sums(), None, None
+    example = Asked.example(group.size)
+    job, speeds, links = example.sums(), None, None
     if not code:
         asked = ask()
         broken = _load_kernels(group, threads)
@@ -79,6 +81,8 @@ def examine(
             speeds = _speeds(group, threads, None if folder.trouble else Path(folder.path))
             if links:
                 found += link_findings.of_links(devices, links, job, wire)
+                what = asked or example
+                found += of_number(what.config, what.encoding_of, devices, speeds, links)
             found += findings.of_speed(devices, speeds)
     found += findings.of_folders(devices, speeds, job) + findings.of_memory(job)
     found.sort(key=lambda finding: findings.LEVELS.index(finding.level))
