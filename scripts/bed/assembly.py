@@ -17,7 +17,7 @@ from bed.netem import Netem
 from bed.quantities import BedError
 from bed.state import State
 from bed.switch import Switch
-from bed.topology import Node
+from bed.topology import INTERFACE, SHAPES, Node
 
 _ENGINES = {"netem": Netem, "switch": Switch}
 
@@ -39,9 +39,9 @@ def require() -> None:
 def up(state: State, options: dict) -> None:
     """Make a bed as the options say; nothing is left of it where that fails."""
     require()
-    nodes = topology.plan(options["topology"], options["devices"], options["subnet"])
+    nodes = topology.plan(options["devices"], options["subnet"])
     options["engine"] = "netem" if Netem.possible() else "switch"
-    made = ports(nodes, options["delay"], options["rate"])
+    made = ports(nodes, SHAPES[options["topology"]], options["delay"], options["rate"])
     options["ports"] = [asdict(port) for port in made]
     state.create(options, nodes)
     try:
@@ -55,29 +55,23 @@ def up(state: State, options: dict) -> None:
 def _make(state: State, options: dict, nodes: list[Node], made: list[Port]) -> None:
     for name in ("home", "tmp"):
         (state.folder / name).mkdir()
-    hosts = [f"{node.address} {node.name}" for node in nodes if node.number]
+    hosts = [f"{node.address} {node.name}" for node in nodes]
     (state.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
     for node in nodes:
         folder = files(state, options) / node.name
-        if node.number:
-            folder.mkdir(parents=True)
-            limit(state, options, node)
+        folder.mkdir(parents=True)
+        limit(state, options, node)
         devices.start(state, node, folder, options["private"])
     engine(state, options).create(made)
     for node in nodes:
-        lines = ["link set lo up"]
-        for interface in node.interfaces:
-            lines += [
-                f"addr add {interface.address} dev {interface.name}",
-                f"link set {interface.name} up",
-            ]
-        lines += [f"route add {to} via {via}" for to, via in node.routes]
-        ip(state.process(node.name), lines)
+        ip(state.process(node.name), [
+            "link set lo up", f"addr add {node.address}/24 dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+        ])  # fmt: skip
 
 
 def _calibrate(state: State, options: dict, nodes: list[Node], made: list[Port]) -> None:
-    hops = topology.hops(options["topology"])
-    own = calibration.own_time(state, nodes, options["delay"], hops)
+    own = calibration.own_time(state, nodes, made)
     for number, port in enumerate(made):
         port.own = own
         engine(state, options).apply(number, port)
@@ -118,12 +112,9 @@ def engine(state: State, options: dict) -> Switch | Netem:
 def change_link(state: State, node: Node, **changes) -> None:
     """Change delay, rate or state of a device's link while the bed is up."""
     options, nodes = state.read()
-    made = [Port(**port) for port in options["ports"]]
-    mine = made[node.number - 1]
-    for number, port in enumerate(made):
-        if port is mine or (mine.wire and port.network == mine.network):
-            options["ports"][number].update(changes)
-            engine(state, options).apply(number, Port(**options["ports"][number]))
+    port = options["ports"][node.number - 1]
+    port.update(changes)
+    engine(state, options).apply(node.number - 1, Port(**port))
     state.write(options, nodes)
 
 
@@ -148,7 +139,7 @@ def down(state: State) -> None:
     except BedError:  # it died while the plan was written: nothing else has been made
         shutil.rmtree(state.folder)
         return
-    groups = [Cgroup(state.name, node.name) for node in nodes if node.number]
+    groups = [Cgroup(state.name, node.name) for node in nodes]
     _end(state, groups)
     for group in groups:
         group.remove()

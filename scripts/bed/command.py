@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from bed import assembly, devices, launch, quantities, selftest, topology
+from bed import assembly, devices, launch, quantities, selftest
 from bed.cgroups import Cgroup
 from bed.quantities import BedError, BedMistake, written_duration, written_rate
 from bed.state import State, names
-from bed.topology import Node
+from bed.topology import SHAPES, Node
 
 
 def main() -> int:
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--devices", type=int, default=2, metavar="N")
     one.add_argument(
         "--topology",
-        choices=("switch", "klonet"),
+        choices=SHAPES,
         default="switch",
         help="one switch, or a gateway for each device and one core router (switch)",
     )
@@ -160,19 +160,17 @@ def _status(state: State, parsed: argparse.Namespace) -> None:
         up = ", ".join(names())
         raise BedMistake(f"no bed {state.name!r} is up{f'; there is {up}' if up else ''}")
     options, nodes = state.read()
-    count = topology.hops(options["topology"])
+    count = SHAPES[options["topology"]].hops
     print(
         f"{state.name}: {options['devices']} devices, {options['topology']}, "
         f"{written_duration(options['delay'])} a hop ({count} between two devices), "
         f"{written_rate(options['rate'])}, links by {options['engine']}"
     )
     engine = assembly.engine(state, options)
-    said = engine.warning()
-    if said:
-        print(f"  the {options['engine']} says: {said}")
+    for remark in engine.remarks():
+        print(f"  {options['engine']}: {remark}")
     for node, port, traffic in zip(nodes, options["ports"], engine.traffic(), strict=False):
-        if node.number:
-            print(f"  {node.name}  {_told(state, options, node, port, traffic)}")
+        print(f"  {node.name}  {_told(state, options, node, port, traffic)}")
 
 
 def _told(state: State, options: dict, node: Node, port: dict, traffic: dict) -> str:
@@ -198,10 +196,9 @@ def _told(state: State, options: dict, node: Node, port: dict, traffic: dict) ->
 def _node(state: State, wanted: str) -> Node:
     _, nodes = state.read()
     for node in nodes:
-        if node.number and wanted in (node.name, str(node.number), node.address):
+        if wanted in (node.name, str(node.number), node.address):
             return node
-    known = [node.name for node in nodes if node.number]
-    raise BedMistake(f"{wanted!r} is none of the devices {known[0]} to {known[-1]}")
+    raise BedMistake(f"{wanted!r} is none of the devices {nodes[0].name} to {nodes[-1].name}")
 
 
 def _run(state: State, parsed: argparse.Namespace) -> None:

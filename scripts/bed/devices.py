@@ -77,8 +77,6 @@ def _settings(node: Node) -> None:
         path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         if path.exists():
             path.write_text("1")
-    if not node.number:
-        (_TCP / "ip_forward").write_text("1")
 
 
 def _mounts(state: State, folder: Path, private: list[str]) -> None:

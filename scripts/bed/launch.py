@@ -65,15 +65,14 @@ def command(
 ) -> tuple[list[str], dict[str, str]]:
     """Return mpirun's command line, to which the program is added, and its environment."""
     hosts = state.folder / f"hosts.{kind}"
-    devices = [node for node in nodes if node.number]
-    slots, extra = divmod(ranks, len(devices))
+    slots, extra = divmod(ranks, len(nodes))
     line = "{} slots={}" if kind == "openmpi" else "{}:{}"
     used = [
         line.format(node.address, slots + (place < extra))
-        for place, node in enumerate(devices[:ranks])
+        for place, node in enumerate(nodes[:ranks])
     ]
     hosts.write_text("\n".join([*used, ""]))
-    pinned = pins(kind, len(devices))
+    pinned = pins(kind, len(nodes))
     if kind == "mpich":
         words = [str(mpirun), "-launcher", "ssh", "-launcher-exec", str(_AGENT), "-f", str(hosts)]
     else:

@@ -1,4 +1,4 @@
-"""The ends of the links between nodes, and what each keeps: delay, rate, up or down."""
+"""The links between devices, and what each keeps: delay, rate, up or down."""
 
 from __future__ import annotations
 
@@ -7,40 +7,36 @@ from dataclasses import dataclass
 
 from bed import kernel
 from bed.quantities import BedError
-from bed.topology import Node
+from bed.topology import Node, Shape
 
 
 @dataclass
 class Port:
-    """One end of a link. A frame is kept for half the delay at either end."""
+    """A device's end of its link, and of the links behind that up to the middle of the network."""
 
     node: str
-    interface: str
-    address: str
-    network: int
-    wire: bool  # a link between two: what has been sent on it needs no second serialization
-    delay: float  # seconds one way, from this end to the next of its network
+    delay: float  # seconds one way, of the device's link
+    behind: float  # seconds one way, of the links behind it
+    forwards: int  # how often a packet is received whole and sent on there
     rate: float  # bytes a second, 0 without limit
     up: bool = True
-    own: float = 0.0  # seconds of each hop that this machine takes anyway, see calibration.py
+    own: float = 0.0  # seconds that this machine takes anyway, see calibration.py
+
+    @property
+    def side(self) -> float:
+        """Seconds between the device and the middle; one switch is in the middle of one hop."""
+        return self.delay + self.behind if self.forwards else self.delay / 2
 
     @property
     def kept(self) -> float:
-        """The seconds that a frame is to be kept for."""
-        return max(0.0, self.delay - self.own)
+        """Seconds that a frame is to be kept for on this side."""
+        return max(0.0, self.side - self.own)
 
 
-def ports(nodes: list[Node], delay: float, rate: float) -> list[Port]:
-    """Return the ports of all nodes, those of devices first and in their order."""
-    flat = [(node, interface) for node in nodes for interface in node.interfaces]
-    sizes: dict[int, int] = {}
-    for _, interface in flat:
-        sizes[interface.network] = sizes.get(interface.network, 0) + 1
-    routed = any(not node.number for node in nodes)
-    return [
-        Port(node.name, i.name, i.address, i.network, routed and sizes[i.network] == 2, delay, rate)
-        for node, i in flat
-    ]
+def ports(nodes: list[Node], shape: Shape, delay: float, rate: float) -> list[Port]:
+    """Return the port of each device."""
+    behind = (shape.hops // 2 - 1) * delay if shape.forwards else 0.0
+    return [Port(node.name, delay, behind, shape.forwards, rate) for node in nodes]
 
 
 def superframe(rate: float) -> int:

@@ -8,7 +8,7 @@ import subprocess
 from bed import devices, kernel
 from bed.links import Port, ip, tc
 from bed.state import State
-from bed.topology import Node
+from bed.topology import INTERFACE, Node
 
 _SWITCH = Node("switch", 0)  # a namespace for the bridges
 _LIMIT = 10000  # packets that are on the way or wait
@@ -32,15 +32,14 @@ class Netem:
         return tried.returncode == 0
 
     def create(self, ports: list[Port]) -> None:
-        """Make a bridge for each network, a veth pair for each port, a netem at either end."""
+        """Make a bridge, a veth pair for each device, a netem at either end."""
         devices.start(self._state, _SWITCH, self._state.folder, [])
-        for network in sorted({port.network for port in ports}):
-            ip(self._inside(), [f"link add br{network} type bridge", f"link set br{network} up"])
+        ip(self._inside(), ["link add br0 type bridge", "link set br0 up"])
         for number, port in enumerate(ports):
             ip(self._inside(), [
-                f"link add p{number} type veth peer name {port.interface} "
+                f"link add p{number} type veth peer name {INTERFACE} "
                 f"netns {self._state.process(port.node)}",
-                f"link set p{number} master br{port.network} up",
+                f"link set p{number} master br0 up",
             ])  # fmt: skip
             self._shape(number, port, "add")
 
@@ -48,11 +47,12 @@ class Netem:
         return self._state.process(_SWITCH.name)
 
     def _shape(self, number: int, port: Port, verb: str) -> None:
-        rates = (port.rate, 0 if port.wire else port.rate)
-        ends = ((self._state.process(port.node), port.interface), (self._inside(), f"p{number}"))
-        for (pid, name), rate in zip(ends, rates, strict=True):
-            kept = f"delay {port.kept / 2 * 1e6:.0f}us limit {_LIMIT}"
-            tc(pid, [f"qdisc {verb} dev {name} root netem {kept} rate {round(rate * 8)}bit"])
+        kept = f"delay {port.kept * 1e6:.0f}us limit {_LIMIT} rate {round(port.rate * 8)}bit"
+        for pid, name in (
+            (self._state.process(port.node), INTERFACE),
+            (self._inside(), f"p{number}"),
+        ):
+            tc(pid, [f"qdisc {verb} dev {name} root netem {kept}"])
 
     def apply(self, number: int, port: Port) -> None:
         """Make a port what `port` says, while frames pass."""
@@ -72,6 +72,6 @@ class Netem:
             for c in ports
         ]
 
-    def warning(self) -> str | None:
-        """Return what is wrong with the links; nothing that could be known."""
-        return None
+    def remarks(self) -> list[str]:
+        """Return what the links have to say: nothing is known."""
+        return []

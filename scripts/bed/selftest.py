@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from bed import devices, probe, topology
+from bed import devices, probe
+from bed.links import Port
 from bed.quantities import BedError, BedMistake, written_duration, written_rate
 from bed.state import State
 from bed.topology import Node
@@ -45,8 +46,7 @@ class Measurement:
 
 def measure(state: State) -> Iterator[Measurement]:
     """Yield each measurement as it is made."""
-    options, nodes = state.read()
-    members = [node for node in nodes if node.number]
+    options, members = state.read()
     if len(members) < 2:
         raise BedMistake("the bed has one device, and so no link to measure")
     cut = [n.name for n, port in zip(members, options["ports"], strict=False) if not port["up"]]
@@ -83,10 +83,7 @@ def _load(state: State, members: list[Node]) -> Iterator[None]:
 
 
 def _round_trip(state: State, options: dict, a: Node, b: Node, loaded: bool) -> Measurement:
-    ends = [options["ports"][node.number - 1]["delay"] for node in (a, b)]
-    # With a switch a frame is kept for half of either end's delay; else each is a link of its own.
-    routed = sum(ends) + (topology.hops(options["topology"]) - 2) * options["delay"]
-    asked = 2 * (sum(ends) / 2 if options["topology"] == "switch" else routed)
+    asked = 2 * sum(Port(**options["ports"][node.number - 1]).side for node in (a, b))
     count = max(11, min(_TRIPS, int(_TRIPS_TIME / asked))) if asked else _TRIPS
     with probe.connected(state, a, b) as connection:
         found = probe.round_trip(connection, count)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bed.quantities import BedMistake
-from bed.topology import Interface, Node
+from bed.topology import Node
 
 RUN = Path("/run/tpimpi-testbed")
 
@@ -57,12 +57,7 @@ class State:
             plan = json.loads((self.folder / "plan.json").read_text())
         except FileNotFoundError:
             raise BedMistake(f"no bed {self.name!r} is up; `testbed up` makes one") from None
-        nodes = []
-        for node in plan["nodes"]:
-            interfaces = [Interface(**interface) for interface in node["interfaces"]]
-            routes = [tuple(route) for route in node["routes"]]
-            nodes.append(Node(node["name"], node["number"], interfaces, routes))
-        return plan["options"], nodes
+        return plan["options"], [Node(**node) for node in plan["nodes"]]
 
     def enlist(self, name: str) -> None:
         """Write down the calling process, by its number and the time of its start."""

@@ -1,13 +1,13 @@
-/* Join TAP devices to networks whose links have a delay and a rate, as a kernel with netem would.
+/* Join TAP devices to a network whose links have a delay and a rate, as a kernel with netem would.
 
-   switch CONTROL BUFFER SLACK PORT...      PORT is NAME:NETWORK:DELAY:UP:DOWN
+   switch CONTROL BUFFER SLACK PORT...      PORT is NAME:DELAY:RATE:FORWARDS
 
    Each port is a TAP device, made in the caller's network namespace and meant to be moved into
-   another. Ports of one network hear each other, by learned MAC addresses. A frame takes DELAY
-   nanoseconds between its device and the switch in either direction, and that part of a second
-   which UP (from the device) and DOWN (to it) bytes a second make of it; 0 is without limit. What
-   would wait for more than BUFFER bytes is dropped. The commands that CONTROL, a datagram socket,
-   takes are in answer().
+   another. Frames go to the port of their address, once learned. A frame takes DELAY nanoseconds
+   between its device and the switch, in either direction, and that part of a second which RATE
+   bytes a second make of it; 0 is without limit. On the way are FORWARDS routers, whose other links
+   have the same rate: each receives a packet whole before it sends it on. What would wait for more
+   than BUFFER bytes is dropped. The commands that CONTROL, a datagram socket, takes are in answer().
 
    A sleeping process is woken late. How late is measured at each timer, and slept less by. What is due within SLACK nanoseconds is sent
    at once, as sleeping that short costs more than it is worth.
@@ -69,7 +69,7 @@ typedef struct {
 
 typedef struct {
     char name[IFNAMSIZ];
-    int fd, network, up;
+    int fd, up, forwards;
     ns_t delay;
     link_t in, out; /* from the device, to the device */
 } port_t;
@@ -79,7 +79,7 @@ static struct pollfd polled[MAX_PORTS + 1];
 static int count;
 static int64_t buffer_bytes, memory_used;
 static ns_t slack, waking, shortest; /* woken so late; the shortest delay of all ports */
-static struct { int network, port; unsigned char mac[6]; } learned[MAC_SLOTS];
+static struct { int port; unsigned char mac[6]; } learned[MAC_SLOTS];
 static struct { int64_t frames; ns_t sum, max; } late;
 
 static void die(const char *what) {
@@ -114,13 +114,13 @@ static void measure(frame_t *f) {
     f->packet = headers + header.gso_size;
 }
 
-static int slot(int network, const unsigned char *mac) {
-    uint32_t h = network * 2654435761u;
+/* Where an address is in the table, or would be. */
+static int slot(const unsigned char *mac) {
+    uint32_t h = 2166136261u;
     for (int i = 0; i < 6; i++) h = (h ^ mac[i]) * 16777619u;
     for (int i = 0; i < MAC_SLOTS; i++) {
         int s = (h + i) & (MAC_SLOTS - 1);
-        if (learned[s].port < 0) return s;
-        if (learned[s].network == network && !memcmp(learned[s].mac, mac, 6)) return s;
+        if (learned[s].port < 0 || !memcmp(learned[s].mac, mac, 6)) return s;
     }
     return -1; /* full: whoever is not in it is reached by flooding */
 }
@@ -161,9 +161,10 @@ static void take(int p, const unsigned char *data, size_t size, ns_t at) {
     f->port = p;
     measure(f);
     ns_t start = later(at, link->free);
+    ns_t packet = duration(link, f->packet), further = port->delay + port->forwards * packet;
     link->free = start + duration(link, f->wire);
-    f->first = later(start + duration(link, f->packet) + port->delay, link->latest);
-    f->last = later(link->free + port->delay, f->first);
+    f->first = later(start + packet + further, link->latest);
+    f->last = later(link->free + further, f->first);
     link->frames++;
     link->bytes += f->wire;
     push(link, f, f->first);
@@ -180,14 +181,14 @@ static void forward(int p, frame_t *f) {
     }
     ns_t start = later(f->first, link->free);
     link->free = start + duration(link, f->wire);
-    f->last = later(link->free, f->last + duration(link, f->packet)) + port->delay;
-    f->last = later(f->last, link->latest);
+    ns_t packet = duration(link, f->packet), further = port->delay + port->forwards * packet;
+    f->last = later(later(link->free, f->last + packet) + further, link->latest);
     push(link, f, f->last);
 }
 
 static void flood(frame_t *f) {
     for (int p = 0; p < count; p++) {
-        if (p == f->port || ports[p].network != ports[f->port].network) continue;
+        if (p == f->port) continue;
         frame_t *copy = malloc(sizeof *f + f->size);
         if (!copy) die("malloc");
         memcpy(copy, f, sizeof *f + f->size);
@@ -200,14 +201,12 @@ static void flood(frame_t *f) {
 /* Send a frame on to the port of its address, or to all where that isn't known. */
 static void arrive(frame_t *f) {
     const unsigned char *ethernet = f->data + sizeof(struct virtio_net_hdr);
-    int network = ports[f->port].network;
-    int from = slot(network, ethernet + 6), to;
+    int from = slot(ethernet + 6), to;
     if (from >= 0) {
-        learned[from].network = network;
         learned[from].port = f->port;
         memcpy(learned[from].mac, ethernet + 6, 6);
     }
-    if (!(ethernet[0] & 1) && (to = slot(network, ethernet)) >= 0 && learned[to].port >= 0) {
+    if (!(ethernet[0] & 1) && (to = slot(ethernet)) >= 0 && learned[to].port >= 0) {
         if (learned[to].port != f->port) forward(learned[to].port, f);
         else release(f);
     } else {
@@ -259,7 +258,7 @@ static void find_shortest(void) {
         if (ports[p].delay < shortest) shortest = ports[p].delay;
 }
 
-/* Answer one command: `status`; `up N`, `down N`; `delay N NANOSECONDS`; `rate N UP DOWN`. */
+/* Answer one command: `status`; `up N`, `down N`; `delay N NANOSECONDS`; `rate N BYTES`. */
 static void answer(int control) {
     static char text[65536];
     struct sockaddr_un peer;
@@ -268,20 +267,16 @@ static void answer(int control) {
     if (n < 0) return;
     text[n] = 0;
     int p = -1, known = 1;
-    long long a = 0, b = 0;
+    long long a = 0;
     char word[16] = "";
-    int fields = sscanf(text, "%15s %d %lld %lld", word, &p, &a, &b);
+    int fields = sscanf(text, "%15s %d %lld", word, &p, &a);
     int named = fields >= 2 && p >= 0 && p < count;
     if (!strcmp(word, "status")) {
-        size_t used = snprintf(text, sizeof text, "late %lld %lld %lld %lld\n",
-                               (long long)late.frames, (long long)late.sum, (long long)late.max,
-                               (long long)waking);
-        memset(&late, 0, sizeof late);
+        size_t used = snprintf(text, sizeof text, "late %lld %lld %lld\n",
+                               (long long)late.frames, (long long)late.sum, (long long)late.max);
         for (int i = 0; i < count; i++) {
             const link_t *in = &ports[i].in, *out = &ports[i].out;
-            used += snprintf(text + used, sizeof text - used,
-                             "port %d %lld %lld %lld %lld %lld %lld %lld\n", ports[i].up,
-                             (long long)ports[i].delay, (long long)in->rate, (long long)out->rate,
+            used += snprintf(text + used, sizeof text - used, "port %lld %lld %lld %lld\n",
                              (long long)in->bytes, (long long)in->dropped, (long long)out->bytes,
                              (long long)out->dropped);
         }
@@ -289,8 +284,8 @@ static void answer(int control) {
         if (named && !strcmp(word, "up")) ports[p].up = 1;
         else if (named && !strcmp(word, "down")) ports[p].up = 0;
         else if (named && fields == 3 && !strcmp(word, "delay") && a >= 0) ports[p].delay = a;
-        else if (named && fields == 4 && !strcmp(word, "rate") && a >= 0 && b >= 0)
-            ports[p].in.rate = a, ports[p].out.rate = b;
+        else if (named && fields == 3 && !strcmp(word, "rate") && a >= 0)
+            ports[p].in.rate = ports[p].out.rate = a;
         else known = 0;
         find_shortest();
         strcpy(text, known ? "done\n" : "unknown command\n");
@@ -299,13 +294,12 @@ static void answer(int control) {
 }
 
 static void open_port(port_t *port, const char *text) {
-    long long delay, up, down;
-    if (sscanf(text, "%15[^:]:%d:%lld:%lld:%lld", port->name, &port->network, &delay, &up,
-               &down) != 5) {
-        fprintf(stderr, "%s is no NAME:NETWORK:DELAY:UP:DOWN\n", text);
+    long long delay, rate;
+    if (sscanf(text, "%15[^:]:%lld:%lld:%d", port->name, &delay, &rate, &port->forwards) != 4) {
+        fprintf(stderr, "%s is no NAME:DELAY:RATE:FORWARDS\n", text);
         exit(1);
     }
-    port->delay = delay, port->in.rate = up, port->out.rate = down, port->up = 1;
+    port->delay = delay, port->in.rate = port->out.rate = rate, port->up = 1;
     port->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (port->fd < 0) die("/dev/net/tun");
     struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
@@ -348,7 +342,7 @@ static void serve(int control) {
 
 int main(int argc, char **argv) {
     if (argc < 5 || argc - 4 > MAX_PORTS) {
-        fprintf(stderr, "switch CONTROL BUFFER SLACK NAME:NETWORK:DELAY:UP:DOWN...\n");
+        fprintf(stderr, "switch CONTROL BUFFER SLACK NAME:DELAY:RATE:FORWARDS...\n");
         return 1;
     }
     buffer_bytes = atoll(argv[2]);

@@ -17,6 +17,7 @@ from bed import devices, kernel
 from bed.links import Port, ip, superframe, tc
 from bed.quantities import BedError
 from bed.state import State
+from bed.topology import INTERFACE
 
 SOURCES = Path(__file__).resolve().parent
 _PATIENCE = 10  # seconds for the switch to answer
@@ -74,7 +75,7 @@ class Switch:
         self._start(ports)
         pid = self._state.process("switch")
         moves = [
-            f"link set p{number} netns {self._state.process(port.node)} name {port.interface}"
+            f"link set p{number} netns {self._state.process(port.node)} name {INTERFACE}"
             for number, port in enumerate(ports)
         ]
         ip(pid, moves)
@@ -88,12 +89,12 @@ class Switch:
         """
         pid, whole = self._state.process(port.node), superframe(port.rate)
         segments = max(1, whole // 1448)
-        ip(pid, [f"link set {port.interface} gso_max_size {whole} gso_max_segs {segments}"])
+        ip(pid, [f"link set {INTERFACE} gso_max_size {whole} gso_max_segs {segments}"])
         burst, limit = round(1.1 * whole) + 2000, self._buffer([port])
         bucket = f"tbf rate {round(port.rate * 8)}bit burst {burst} limit {limit}"
         tc(
             pid,
-            [f"qdisc replace dev {port.interface} root {bucket if port.rate else 'pfifo_fast'}"],
+            [f"qdisc replace dev {INTERFACE} root {bucket if port.rate else 'pfifo_fast'}"],
         )
 
     @staticmethod
@@ -103,9 +104,9 @@ class Switch:
     def _start(self, ports: list[Port]) -> None:
         buffer = self._buffer(ports)
         # What a frame may come too early: little against the shortest delay.
-        slack = int(min([5e-5, *(port.delay / 25 for port in ports)]) * 1e9)
+        slack = _nanoseconds(min([5e-5, *(port.side / 12 for port in ports)]))
         arguments = [
-            f"p{number}:{port.network}:{_half(port)}:{':'.join(map(str, _rates(port)))}"
+            f"p{number}:{_nanoseconds(port.kept)}:{round(port.rate)}:{port.forwards}"
             for number, port in enumerate(ports)
         ]
         command = [
@@ -133,8 +134,8 @@ class Switch:
     def apply(self, number: int, port: Port) -> None:
         """Make a port what `port` says, while frames pass."""
         self._ask(f"{'up' if port.up else 'down'} {number}")
-        self._ask(f"delay {number} {_half(port)}")
-        self._ask("rate {} {} {}".format(number, *_rates(port)))
+        self._ask(f"delay {number} {_nanoseconds(port.kept)}")
+        self._ask(f"rate {number} {round(port.rate)}")
         self._shape(port)
 
     def _ask(self, question: str) -> str:
@@ -162,24 +163,20 @@ class Switch:
             if line.startswith("port "):
                 numbers = [int(word) for word in line.split()[1:]]
                 found.append({
-                    "sent": numbers[4], "received": numbers[6],
-                    "dropped": numbers[5] + numbers[7],
+                    "sent": numbers[0], "received": numbers[2],
+                    "dropped": numbers[1] + numbers[3],
                 })  # fmt: skip
         return found
 
-    def lateness(self) -> tuple[int, float, float]:
-        """Return frames, mean and largest lateness in seconds, since last asked."""
-        frames, total, largest, waking = map(int, self._ask("status").splitlines()[0].split()[1:])
-        return frames, total / max(1, frames) / 1e9, largest / 1e9, waking
-
-    def warning(self) -> str | None:
-        """Return what the switch has said since it started."""
-        return self._state.log.read_text().strip() or None
-
-
-def _half(port: Port) -> int:
-    return round(port.kept / 2 * 1e9)
+    def remarks(self) -> list[str]:
+        """Return what the switch has said since it started, and how late frames were for it."""
+        frames, total, most = map(int, self._ask("status").splitlines()[0].split()[1:])
+        late = f"{total / max(1, frames) / 1e3:.0f} us on average, {most / 1e3:.0f} us at most"
+        return [
+            *self._state.log.read_text().splitlines(),
+            f"{frames} frames delivered late by {late}",
+        ]
 
 
-def _rates(port: Port) -> tuple[int, int]:
-    return round(port.rate), 0 if port.wire else round(port.rate)
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
