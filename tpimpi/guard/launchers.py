@@ -59,15 +59,20 @@ def see_off(rank: int, launcher: int) -> None:
         os._exit(0)
 
 
-def abort(launcher: int) -> None:
-    """Let hydra end all ranks, as MPI_Abort does; it waits for them where one fails in silence.
+def abort(launcher: int, code: int) -> bool:
+    """Let hydra end all ranks, as MPI_Abort does; return whether it was told.
 
-    Any other launcher ends them when a rank's process has failed.
+    It would wait for the others of a rank that fails in silence. Any other launcher ends them when
+    a rank's process has failed.
     """
     number = os.environ.get("PMI_FD", "")
-    if number.isdigit() and _ancestor(launcher, _PROXIES[:1]):
-        with contextlib.suppress(OSError):  # it has ended
-            os.write(int(number), b"cmd=abort exitcode=1\n")  # version 1 of PMI, all that it speaks
+    if not number.isdigit() or not _ancestor(launcher, _PROXIES[:1]):
+        return False
+    try:
+        os.write(int(number), b"cmd=abort exitcode=%d\n" % code)  # PMI's version 1, as hydra's
+    except OSError:  # it has ended
+        return False
+    return True
 
 
 def _end(process: tuple[int, str], signals: tuple) -> None:

@@ -138,17 +138,18 @@ class _Guard:
             self._end_rank()
 
     def _ended(self, code: int) -> int:
-        """Say what the rank could not; return the exit code."""
+        """Say what the rank could not, and let all others end; return the exit code."""
         own = self._status
-        if code and not self._signal and not own.said:
+        interrupted = self._signal != 0 or code in (128 + number for number in _SIGNALS)
+        unexpected = code != 0 and not interrupted and not own.said
+        if unexpected:
             self._mourn(code)
-        if self._signal:
-            return 128 + self._signal
-        if code < 0 or code > 128 or own.alone:
-            launchers.see_off(own.rank, self._launcher)
-        if code < 0 or (code and not own.said):
-            launchers.abort(self._launcher)
-            self._signalled_within(LINGER)
+        if interrupted or unexpected or own.alone or self._silence.over:
+            if not self._signal:
+                launchers.see_off(own.rank, self._launcher)
+            code = 128 + self._signal if self._signal else code if code > 0 else FAILED
+            if launchers.abort(self._launcher, code):
+                self._signalled_within(LINGER)  # soon this process is killed
         return code if code >= 0 else FAILED
 
     def _mourn(self, code: int) -> None:
