@@ -21,7 +21,7 @@ from tpimpi.memory.process import FreeMemory, free_memory
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.memory.shares import Device, Load, predict
 from tpimpi.memory.sharing import Claim, shared_budgets
-from tpimpi.memory.solver import REUSE, best_shares, choose, gain
+from tpimpi.memory.solver import best_shares, choose, gain
 from tpimpi.model.partition import Partition
 from tpimpi.model.ratio import AUTO, Ratio, spelled
 from tpimpi.model.tensors import pieces
@@ -34,6 +34,7 @@ from tpimpi.units import rate
 CONTEXT = 2048  # tokens that shares are made for, whatever is asked: so they stay the same
 TAKEN, LEAST_BYTES = 4, 4 << 20  # a measurement takes one in so many bytes of what a budget leaves
 SHOWN = 8  # ranks whose rates are told
+WORTH = 0.05  # by what part a token must be shorter for a word about it
 
 
 @dataclass(frozen=True)
@@ -178,11 +179,10 @@ def take_best(
     with group.together():
         if group.rank == 0:
             config, load, devices = source.config, machines.load, machines.devices()
-            if known and source.save_dir:  # another one would be refused there
-                cut, shorter = known[0], gain(config, load, devices, known[0])
-            else:
-                cut, shorter = choose(config, load, devices, known), 0.0
+            named = known and source.save_dir  # another one would be refused there
+            cut = known[0] if named else choose(config, load, devices, known)
             there = cut.to_json() in {one.to_json() for one in known}
+            shorter = gain(config, load, devices, cut)
             say(_sentence(cut, shorter, there, str(machines)))
     source.keep(group.comm.bcast(cut))
 
@@ -198,6 +198,6 @@ def _sentence(cut: Partition, shorter: float, there: bool, measured: str) -> str
     if not there:
         return text
     text += "; there are shards of this cut"
-    if shorter <= REUSE:
+    if shorter <= WORTH:
         return text
     return f"{text}, but a token would be {shorter:.0%} shorter with others: --split-bin cuts anew"

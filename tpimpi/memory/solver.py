@@ -21,7 +21,7 @@ FINE = 5040  # parts of the finest cut that is looked at
 PARTS = 64  # of simple shares at most, or some for each rank
 TIMES = 16  # of attention that are tried for simple shares
 TOLERANCES = (0.03, 0.06)  # by which simple shares may take longer than the best
-REUSE = 0.10  # ... and a cut of which there are shards: two measurements never agree
+REUSE = 0.15  # ... and a cut of which there are shards: two measurements never agree
 PRECISION = 1e-3  # of times
 
 
