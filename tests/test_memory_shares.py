@@ -94,6 +94,17 @@ def test_no_shares_are_much_better(devices):
         assert seconds(FEW_HEADS, load, devices, found) <= best * (1 + TOLERANCES[-1] + slack)
 
 
+def test_memory_that_only_some_shares_fit_into_is_found():
+    """Half of the model is too much for the first, and the second's disk is slow."""
+    devices = [
+        Device(1e9, 5e8, room=48320, growth=96640, ring=1000.0),
+        Device(1e9, 1e8, room=48320, ring=1000.0),
+    ]
+    load = Load.of(FEW_HEADS, lambda _: "bf16", 64)
+    shares = best_shares(FEW_HEADS, load, devices)
+    assert predict(FEW_HEADS, load, devices, shares).fits and shares[0] < shares[1]
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(RATES, min_size=2, max_size=8))
 def test_shares_follow_rates_in_small_numbers(rates):

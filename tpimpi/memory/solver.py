@@ -77,8 +77,8 @@ class _Search:
         rest = config.intermediate_size * load.column + config.vocab_size * load.row
         weights = rest + self._weights(range(config.num_heads))
         self._rest_least = rest / rates
-        # In this time some device could read the whole model from its disk.
-        self._longest = min(weights / min(device.memory, device.disk) for device in devices)
+        # In this time any device could read the whole model from its disk.
+        self._longest = max(weights / min(device.memory, device.disk) for device in devices)
         self._attention_times = self._possible(rates)
 
     def _possible(self, rates: float) -> list[float]:
