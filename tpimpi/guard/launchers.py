@@ -59,6 +59,17 @@ def see_off(rank: int, launcher: int) -> None:
         os._exit(0)
 
 
+def standard_error(launcher: int) -> int:
+    """Return a file that leads to the user while all ranks are being ended.
+
+    Open MPI's prterun passes nothing on then: its own standard error is the one that is read.
+    """
+    if _ancestor(launcher, _HEADS) == _identity(launcher):
+        with contextlib.suppress(OSError):  # not a file, as a socket
+            return os.open(f"/proc/{launcher}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+    return 2
+
+
 def abort(launcher: int, code: int) -> bool:
     """Let hydra end all ranks, as MPI_Abort does; return whether it was told.
 

@@ -119,10 +119,10 @@ class _Guard:
         if self._deadline is not None:
             return
         self._signal, self._deadline = number, time.monotonic() + MOMENT
-        if own.rank == 0 and not own.said:  # at once: Open MPI soon passes nothing on any more
+        if own.rank == 0 and not own.said:
             said = own.ended_line(number)
             if said:
-                self._say(said)
+                self._say(said, launchers.standard_error(self._launcher))
             own.said = True
         launchers.see_off(own.rank, self._launcher)  # now: it may end this process before long
 
@@ -167,8 +167,8 @@ class _Guard:
         own = self._status
         self._say(f"{self._name} {how} while {own.own.doing}; {own.then}")
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, number: int = 2) -> None:
         """Write a line of its own to standard error, if anybody is there to read it."""
         begin = "\n" if self._status.within_line else ""
         with contextlib.suppress(OSError):  # the launcher has gone
-            os.write(2, f"{begin}tpimpi: {text}\n".encode())
+            os.write(number, f"{begin}tpimpi: {text}\n".encode())
