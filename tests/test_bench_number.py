@@ -1,8 +1,8 @@
 """Whether fewer devices would be faster, as `tpimpi doctor` says it of what is told to it."""
 
 import pytest
-from test_bench_doctor import GB, device, lan, speed
 
+from devices import GB, device, lan, speed
 from tpimpi.bench.findings import SLOW
 from tpimpi.bench.number import of_number
 from tpimpi.comm.links import Link

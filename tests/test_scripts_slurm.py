@@ -10,10 +10,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bed import unavailable
-from slurm_cluster import Cluster, Unavailable, fetch, here
 
+from bed import unavailable
 from program import DEMO, TPIMPI, output, run
+from slurm_cluster import Cluster, Unavailable, fetch, here
 from tpimpi.commands.command_line import parse
 from tpimpi.paths import cache_directory
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from bed import RUN, TESTBED, bed, testbed
 
 # What two devices say to each other; every bound is one that a busy machine can't break.
