@@ -113,7 +113,7 @@ def test_plan_tells_shares_times_and_the_best_number(mpirun, tmp_path):
     for rank in found["ranks"]:
         assert rank["disk_seconds"] == rank["streamed"] / rank["disk_bytes_per_second"]
         assert rank["compute_seconds"] > 0
-    assert found["network_seconds"] > 8 * 0.2
+    assert found["network_seconds"] > 8 * 0.1
     assert [number["devices"] for number in found["numbers"]] == [1, 2, 3]
     assert [number["shares"] for number in found["numbers"]] == [[1], [3, 2], [3, 2, 1]]
     assert found["best_number"] == 1 and found["numbers"][0]["network_seconds"] == 0
