@@ -208,6 +208,14 @@ def test_a_launcher_of_another_mpi_is_told(launcher, word):
     refused(process, 1, word, "mpirun")
 
 
+def test_an_mpi_library_that_is_not_there(tmp_path):
+    process = subprocess.run(
+        [*TPIMPI, "generate", "--model", DEMO, "-p", "A"], capture_output=True, text=True,
+        timeout=60, check=False, env=os.environ | {"MPI4PY_LIBMPI": str(tmp_path / "libmpi.so")},
+    )  # fmt: skip
+    refused(process, 1, str(tmp_path / "libmpi.so"), "correct or unset MPI4PY_LIBMPI")
+
+
 def test_a_rank_that_fails_alone_takes_the_job_down(mpirun, tmp_path):
     # Rank 1 fails in the middle of the forward pass, while rank 0 waits in a sum.
     (tmp_path / "fail.py").write_text(

@@ -31,7 +31,8 @@ def read(path):
 def commands(suffix):
     """Return the page's commands for files of one kind: by the file's name, as words."""
     blocks = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
-    words = [shlex.split(line) for line in blocks.splitlines() if suffix in line]
+    lines = [li for li in blocks.splitlines() if re.search(rf"hostfiles/\S+{suffix} ", li)]
+    words = [shlex.split(line) for line in lines]
     return {Path(next(w for w in line if w.endswith(suffix))).stem: line for line in words}
 
 

@@ -167,7 +167,15 @@ def world():
 
     # The library is asked who it is first: MPICH ends a process of Open MPI's mpirun at once.
     mpi4py.rc.initialize = False
-    from mpi4py import MPI
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # as mpi4py puts it where there is no library
+        named = os.environ.get("MPI4PY_LIBMPI")
+        raise MachineError(
+            f"mpi4py can't load an MPI library ({' '.join(str(error).split())}); "
+            + ("correct or unset MPI4PY_LIBMPI" if named else "install tpimpi[mpich], or name the "
+               "file of the site's MPI in MPI4PY_LIBMPI")
+        ) from error  # fmt: skip
 
     version = MPI.Get_library_version()
     library = " ".join(version.split("\n")[0].split(",")[0].strip("\0").split())

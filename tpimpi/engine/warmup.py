@@ -70,9 +70,10 @@ def _start_threads(threads: int) -> None:
     except ValueError as error:  # such as a layer that is not installed
         layer = os.environ.get("NUMBA_THREADING_LAYER", "default")
         said = " ".join(str(error).split()).rstrip(".")
+        mend = "install GNU OpenMP (Debian and Ubuntu: apt install libgomp1), " * (layer == "omp")
         raise UserError(
             f"numba can't start {threads} threads with NUMBA_THREADING_LAYER={layer}: {said}; "
-            "name another layer, or take --threads 1"
+            f"{mend}name another layer, or take --threads 1"
         ) from None
 
 
