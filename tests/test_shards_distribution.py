@@ -2,16 +2,22 @@
 
 import errno
 import os
+import shutil
 import time
 
 import numpy as np
 import pytest
 
+from tpimpi import status
+from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import MachineError, UserError
+from tpimpi.model.encoding import ENCODINGS
+from tpimpi.model.tensors import pieces
 from tpimpi.shards import feed as feed_module
 from tpimpi.shards import message as message_module
 from tpimpi.shards import receive, writing
-from tpimpi.shards.shard import Shard
+from tpimpi.shards.seal import write_seal
+from tpimpi.shards.shard import Shard, parse
 from tpimpi.shards.source import Source
 from tpimpi.shards.writer import ShardWriter
 
@@ -193,19 +199,10 @@ def test_rows_that_nobody_needs_are_not_read_again(group, model, shared_tmp, mon
         assert 0 < sum(data.nbytes for data in read) < 0.8 * whole
 
 
-def test_uneven_shares_reach_their_ranks(group, model, shared_tmp, monkeypatch):
-    from tpimpi.model.partition import Partition
-
-    plain = Partition.of
+def test_uneven_shares_reach_their_ranks(group, model, shared_tmp):
     shares = [1 + 2 * (rank % 2) for rank in range(group.size)]
-    monkeypatch.setattr(Partition, "of", lambda config, _: plain(config, shares))
-    path = cut(group, model, shared_tmp)
-    shard = Shard(path)
-    source = Source(group, model, shared_tmp)
-    from tpimpi.checkpoint.weights import Checkpoint
-    from tpimpi.model.encoding import ENCODINGS
-    from tpimpi.model.tensors import pieces
-
+    source = Source(group, model, shared_tmp, shares)
+    shard, _ = source.shard(group)
     checkpoint = Checkpoint(model, source.config)
     for piece in pieces(source.config, source.partition.ranks[group.rank]):
         raw = checkpoint.read(piece.source, piece.rows, piece.columns)
@@ -213,6 +210,50 @@ def test_uneven_shares_reach_their_ranks(group, model, shared_tmp, monkeypatch):
         np.testing.assert_array_equal(shard.widened(piece.name), wide.reshape(piece.shape))
     checkpoint.close()
     shard.close()
+
+
+def test_a_folder_that_vanishes_meanwhile_is_told_on_all(group, model, shared_tmp, monkeypatch):
+    mine, plain = shared_tmp / f"rank-{group.rank}", ShardWriter.finish
+
+    def removed(self):
+        if group.rank == group.size - 1:
+            shutil.rmtree(mine)
+        plain(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "finish", removed)
+        with pytest.raises(MachineError, match="was removed while it was written; the same"):
+            cut(group, model, mine)
+    assert content(cut(group, model, mine))
+
+
+def test_a_rank_notes_how_much_it_has_for_the_guard(group, model, shared_tmp, monkeypatch):
+    """As a kill leaves it: an earlier run's tensors count, too."""
+    path = cut(group, model, shared_tmp)
+    partial = path.rename(f"{path}.partial")
+    layout = parse(partial)
+    with partial.open("r+b") as file:
+        file.seek(layout.checksums + 8 * (len(layout.tensors) - 1))
+        file.write(bytes(8))
+        file.flush()
+        first = min(t.offset for t in layout.tensors if t.nbytes)
+        write_seal(file.fileno(), partial.stat().st_size, first, layout.tables, finished=False)
+    group.comm.Barrier()
+    told, plain = [], ShardWriter.complete
+    monkeypatch.setattr(
+        ShardWriter,
+        "complete",
+        lambda self, *a: (
+            told.append((status.current.own.doing, status.current.figures)),
+            plain(self, *a),
+        )[1],
+    )
+    cut(group, model, shared_tmp)
+    ((doing, figures),) = told
+    assert doing == ("cutting the checkpoint" if group.rank == 0 else "receiving its shard")
+    if group.rank:  # where nothing may have arrived yet
+        have, of = figures.split(" of ")
+        assert 0 < float(have.split()[0]) <= float(of.split()[0])
 
 
 def test_a_user_error_in_a_writer_is_raised_as_it_is(group, model, shared_tmp, monkeypatch):

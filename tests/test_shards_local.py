@@ -35,7 +35,7 @@ def model(references):
 
 
 def cut(group, directory, folder, where=None):
-    shard, _ = Source(group, directory, folder, where).shard(group)
+    shard, _ = Source(group, directory, folder, local=where).shard(group)
     shard.close()
     shard.verify_sums = [int(s) for s in shard._sums]
     return shard

@@ -165,7 +165,8 @@ class _Guard:
                 return
             how = f"ended with {code}" if code > 0 else f"crashed ({signal.Signals(-code).name})"
         own = self._status
-        self._say(f"{self._name} {how} while {own.own.doing}; {own.then}")
+        figures = f" ({own.figures})" if own.figures else ""
+        self._say(f"{self._name} {how} while {own.own.doing}{figures}; {own.then}")
 
     def _say(self, text: str, number: int = 2) -> None:
         """Write a line of its own to standard error, if anybody is there to read it."""

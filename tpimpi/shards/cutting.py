@@ -143,22 +143,29 @@ class Cutting:
             if group.rank == 0:
                 self._feed(self._pending(asked, set().union(*hashed)), lefts)
             elif local is not None:
-                self._cut_from(local, left)
+                self._cut_from(local)
             elif takes:
-                with Progress("receiving its shard", left, speaks=False) as bar:
+                with self._progress("receiving its shard") as bar:
                     receive_all(group, self._writer, bar.update)
             waiting.begin()
         if takes:
             self._done = [True] * len(self._done)
 
+    def _progress(self, title: str) -> Progress:
+        """Return what notes how much of this rank's shard is there, from an earlier run, too."""
+        whole = sum(self._nbytes())
+        bar = Progress(title, whole, speaks=False)
+        bar.update(whole - self._left())
+        return bar
+
+    def _nbytes(self) -> list[int]:
+        """Return the bytes of each piece's rows."""
+        mine = zip(self._mine.pieces, self._mine.encodings, strict=True)
+        return [ENCODINGS[encoding].nbytes(*piece.shape) for piece, encoding in mine]
+
     def _left(self) -> int:
         """Return the bytes of rows that are not there yet."""
-        mine = self._mine
-        return sum(
-            ENCODINGS[encoding].nbytes(*piece.shape)
-            for piece, encoding, done in zip(mine.pieces, mine.encodings, self._done, strict=True)
-            if not done
-        )
+        return sum(n for n, done in zip(self._nbytes(), self._done, strict=True) if not done)
 
     def _sources(self) -> set[str]:
         """Return the tensors of which something is not there yet."""
@@ -195,7 +202,7 @@ class Cutting:
             )  # fmt: skip
             feed.run([rank for rank in takers if rank != 0])
 
-    def _cut_from(self, local: LocalCheckpoint, left: int) -> None:
+    def _cut_from(self, local: LocalCheckpoint) -> None:
         """Cut this rank's shard from its own checkpoint; note it where that can't be read."""
         rank, own, jobs = self._group.rank, WriterThread(self._writer), {}
         for index, (piece, done) in enumerate(zip(self._mine.pieces, self._done, strict=True)):
@@ -203,7 +210,7 @@ class Cutting:
                 jobs.setdefault(piece.source, []).append((rank, index, piece))
         with ExitStack() as held:
             held.callback(own.close, leave=True)
-            bar = held.enter_context(Progress("cutting its shard", left, speaks=False))
+            bar = held.enter_context(self._progress("cutting its shard"))
             feed = Feed(
                 self._group, local.checkpoint, local.hashes, own, jobs,
                 lambda _, nbytes: bar.update(nbytes),

@@ -85,7 +85,8 @@ class Source:
         """
         with group.together():
             check_folder(self.folder)
-        status.current.begin("making its shard", "the same command goes on with what is there")
+        then = "starts over" if again else "goes on with what is there"
+        status.current.begin("making its shard", f"the same command {then}")
         found = ensure_shards(
             group, self.config, self.partition, self.checkpoint, self.folder, again,
             replace=self.save_dir is None, local=self._local,

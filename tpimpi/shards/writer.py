@@ -227,7 +227,12 @@ class ShardWriter:
         """Make the shard durable and give it its name."""
         self._seal(finished=True)
         os.fsync(self._fd)
-        os.replace(self.partial, self.path)
+        try:
+            os.replace(self.partial, self.path)
+        except FileNotFoundError as error:
+            raise MachineError(
+                f"{self.partial} was removed while it was written; the same command writes it again"
+            ) from error
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
