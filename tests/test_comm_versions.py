@@ -47,9 +47,9 @@ def test_another_version_is_refused(group, monkeypatch):
 
 
 def test_other_libraries_are_a_warning(group, monkeypatch, capsys):
-    mine = versions.library_versions()
+    mine = versions.versions_of_libraries()
     if last(group):
-        monkeypatch.setattr(versions, "library_versions", lambda: mine | {"numba": "0.1"})
+        monkeypatch.setattr(versions, "versions_of_libraries", lambda: mine | {"numba": "0.1"})
     versions.agree_on_code(group)
     said = capsys.readouterr().err
     if group.size > 1 and group.rank == 0:

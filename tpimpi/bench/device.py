@@ -12,7 +12,7 @@ from pathlib import Path
 from tpimpi import __version__, launch
 from tpimpi.bench.folder import Folder, look_at
 from tpimpi.bench.result import machine
-from tpimpi.comm.versions import code_digest, library_versions
+from tpimpi.comm.versions import code_digest, versions_of_libraries
 from tpimpi.errors import UserError
 from tpimpi.memory.process import cgroups, free_memory
 from tpimpi.paths import cache_directory
@@ -67,7 +67,7 @@ def device_of(rank: int, threads: int, save_dir: str | None) -> Device:
         cores=tuple(sorted(launch.allowed_cores())), machine_cores=os.cpu_count() or 1,
         quota=cpu_quota(), threads=threads,
         memory_bytes=free.node if free.cgroup is None else min(free.node, free.cgroup),
-        version=__version__, sources=code_digest(), libraries=library_versions(),
+        version=__version__, sources=code_digest(), libraries=versions_of_libraries(),
         mpi=" ".join(name.replace("Version:", "").split()), slurm="SLURM_JOB_ID" in os.environ,
         folder=_folder(save_dir),
     )  # fmt: skip

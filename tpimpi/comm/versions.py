@@ -35,7 +35,12 @@ def agree_on_code(group: Group) -> None:
 def differences(group: Group) -> tuple[str | None, list[str]]:
     """Return in words how code differs (None: nowhere), and libraries, on any rank (collective)."""
     sources = _sources()
-    mine = (group.host, tpimpi.__version__, _digest(repr(sources).encode()), library_versions())
+    mine = (
+        group.host,
+        tpimpi.__version__,
+        _digest(repr(sources).encode()),
+        versions_of_libraries(),
+    )
     everyone = group.comm.allgather(mine)
     hosts, programs = [one[0] for one in everyone], [one[1:3] for one in everyone]
     code, libraries = None, []
@@ -95,7 +100,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def library_versions() -> dict[str, str]:
+def versions_of_libraries() -> dict[str, str]:
     """Return the versions of Python and of what numbers may depend on."""
     versions = {"Python": platform.python_version()}
     for name in LIBRARIES:
