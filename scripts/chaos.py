@@ -31,6 +31,7 @@ from pathlib import Path
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 LOST = ("was killed", "nothing was heard of rank", "not all ranks have come")
 ENDED = ("interrupted while", "ended while")
+MEETING = 80.0  # seconds in which a start ends to which not all ranks come
 HELD = 8.0  # seconds beyond the limit after which what is left is killed
 
 
@@ -111,6 +112,10 @@ class Run:
         said = [line.partition("tpimpi: ")[2] for line in lines if "tpimpi: " in line]
         return [s for s in said if any(word in s for word in (*LOST, *ENDED, "has heard nothing"))]
 
+    def has_text(self) -> bool:
+        """Whether anything was written to standard output."""
+        return self._out.stat().st_size > 0
+
     def text(self) -> str:
         """Return all of standard error."""
         return self._err.read_text(errors="replace")
@@ -160,11 +165,14 @@ def _try(options, event: Event, moment: float, choice, folder: Path) -> list[str
     whom = _strike(run, event, choice, options)
     struck = time.monotonic()
     wrong: list[str] = []
-    while run.process.poll() is None and time.monotonic() < struck + event.seconds + HELD:
+    limit = event.seconds
+    while run.process.poll() is None and time.monotonic() < struck + limit + HELD:
+        if "for all ranks to" in run.text() and event.said is LOST:
+            limit = MEETING  # where there are no heartbeats yet
         time.sleep(0.02)
     seconds = time.monotonic() - struck
     # What can't be reached ends a little later by itself.
-    while run.left() and time.monotonic() < struck + event.seconds + HELD:
+    while run.left() and time.monotonic() < struck + limit + HELD:
         time.sleep(0.1)
     gone = time.monotonic() - struck
     if event.name in ("link", "int-link"):
@@ -174,7 +182,7 @@ def _try(options, event: Event, moment: float, choice, folder: Path) -> list[str
     if event.name in ("link", "int-link"):
         _shell(options.link_up)
         time.sleep(3.0)  # until addresses are known again
-    if seconds > event.seconds:
+    if seconds > limit:
         wrong.append(f"the launcher ended after {seconds:.1f} s")
     if left:
         wrong.append("left: " + "; ".join(_describe(pid) for pid in left))
@@ -184,7 +192,8 @@ def _try(options, event: Event, moment: float, choice, folder: Path) -> list[str
     said = run.sentences()
     # Open MPI sends SIGTERM for everything: then rank 0 tells figures only, and also of a death.
     reasons = [s for s in said if "ended while" not in s]
-    most, least = 1, int(event.said is LOST or (event.name != "term" and not options.quiet))
+    begun = run.has_text() and event.name != "term" and not options.quiet
+    most, least = 1, int(event.said is LOST or begun)
     if not least <= len(reasons) <= most or any(
         not any(word in reason for word in event.said) for reason in reasons
     ):

@@ -95,8 +95,7 @@ class _Guard:
             if number:
                 self._pass_on(number)
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                launch.forget_shared_memory(self._pid)
-                os.kill(self._pid, signal.SIGKILL)
+                self._send(signal.SIGKILL)
             elif os.getppid() != self._launcher:
                 self._end_rank()
             elif self._deadline is None:
@@ -115,7 +114,7 @@ class _Guard:
     def _pass_on(self, number: int) -> None:
         """Tell the figures so far, and let the rank end by itself, as long as that is a moment."""
         own = self._status
-        os.kill(self._pid, number)
+        self._send(number)
         if self._deadline is not None:
             return
         self._signal, self._deadline = number, time.monotonic() + MOMENT
@@ -125,6 +124,11 @@ class _Guard:
                 self._say(said, launchers.standard_error(self._launcher))
             own.said = True
         launchers.see_off(own.rank, self._launcher)  # now: it may end this process before long
+
+    def _send(self, number: int) -> None:
+        """Send the rank a signal that may end it; in MPI_Init it would leave memory behind."""
+        launch.forget_shared_memory(self._pid)
+        os.kill(self._pid, number)
 
     def _end_rank(self) -> None:
         self._status.said = True
