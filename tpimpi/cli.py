@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SPOKEN = 2.0  # seconds that a silent rank leaves to the one that says why all end
 
 
 def main() -> None:
@@ -94,6 +96,10 @@ def _main() -> int:
     except SystemExit as leaving:  # --help, --version
         return leaving.code or 0
     except (UserError, MachineError) as error:
+        if not speaks:
+            time.sleep(
+                SPOKEN
+            )  # the launcher ends all at the first one's end: not before it is said
         return _fail(str(error), _code(error), speaks)
     return _run(invocation, threads, world)
 
