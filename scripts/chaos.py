@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
-LOST = ("was killed", "nothing was heard of rank", "not all ranks have come")
+LOST = ("was killed", "nothing was heard of", "not all ranks have come", "did not end within")
 ENDED = ("interrupted while", "ended while")
 MEETING = 80.0  # seconds in which a start ends to which not all ranks come
 HELD = 8.0  # seconds beyond the limit after which what is left is killed
@@ -65,7 +65,9 @@ class Run:
     def __init__(self, command: list[str], marker: str, folder: Path):
         self._marker = marker
         self._out, self._err = folder / "out", folder / "err"
-        with self._out.open("w") as out, self._err.open("w") as err:
+        for file in (self._out, self._err):
+            file.write_text("")
+        with self._out.open("a") as out, self._err.open("a") as err:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
             )

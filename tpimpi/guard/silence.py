@@ -34,24 +34,38 @@ class Silence:
             self._told = [0.0] * len(own.peers)
         if stage == RUNNING:
             return self._heartbeats(passed)
-        return self._meeting(passed) if stage != STARTING or own.rank == 0 else None
+        if stage == LEAVING:
+            return self._leaving(passed)
+        return self._meeting(passed) if stage == MEETING or own.rank == 0 else None
+
+    def _leaving(self, passed: float) -> str | None:
+        """Judge MPI_Finalize, when all work is done: rank 0 waits there for others, or has gone."""
+        own = self._status
+        self._since[0] += passed
+        if self._since[0] >= own.timeout + LATER * min(own.rank, 2):
+            self.over = True
+            return (
+                f"rank {own.rank} on {own.own.host} did not end within {self._seconds(0)} after "
+                "all was done: it, another rank or a link stands still (--timeout)"
+            )
+        told = self._once(0, "waiting {} for all ranks to end")
+        return told if own.rank == 0 else None
 
     def _meeting(self, passed: float) -> str | None:
-        """Judge a wait in MPI_Init or MPI_Finalize, where all come or all hang.
+        """Judge a wait in MPI_Init, to which all come or all hang.
 
         There are no heartbeats to tell a slow rank from a silent one: so it is long.
         """
         self._since[0] += passed
-        what = "end" if self._stage == LEAVING else "start"
         later = LATER * min(self._status.rank, 2)  # so that the first to end can say why
         if self._since[0] >= max(self._status.timeout, TIMEOUT) + later:
             self.over = True
             text = (
-                f"not all ranks have come to {what} within {self._seconds(0)}: is each host there, "
+                f"not all ranks have come to start within {self._seconds(0)}: is each host there, "
                 f"and its link? {self._status.then} (--timeout)"
             )
             return text if self._status.rank < 2 else None
-        told = self._once(0, f"waiting {{}} for all ranks to {what}")
+        told = self._once(0, "waiting {} for all ranks to start")
         return told if self._status.rank == 0 else None
 
     def _heartbeats(self, passed: float) -> str | None:
