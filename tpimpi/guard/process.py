@@ -41,6 +41,8 @@ def stand_by() -> None:
     if ranks == 1 or not hasattr(os, "fork"):
         return
     own = status.of_rank(min(launch.launched_rank(), ranks - 1), ranks)
+    if "mpi4py.MPI" in sys.modules:  # MPI has begun here, and would not follow into a child
+        return
     out_of_memory, launcher = OutOfMemory(), os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     rank = os.fork()
