@@ -70,6 +70,9 @@ def test_a_rank_that_is_late_is_told_from_the_link(plain):
     if plain.size == 1:
         return
     plain.settle_sums("auto", 64)
+    assert plain.sums.seconds_alone(256) > 0
+    plain.sums.alone = [(256, 1e-4), (512, 2e-4)]  # what a busy machine found would hide it
+    assert plain.sums.seconds_alone(256) == 1e-4
     for _ in range(3):
         plain.comm.Barrier()
         if plain.rank == 0:
