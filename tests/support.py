@@ -4,6 +4,7 @@ from tpimpi.comm.group import Group
 from tpimpi.engine.session import load_session
 from tpimpi.memory.account import Work
 from tpimpi.memory.request import Budgets, MemoryRequest
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.source import Source
 
 
@@ -13,7 +14,7 @@ def open_session(
 ):  # fmt: skip
     """Return (session, group, config) of a model directory cut over the ranks of `comm`."""
     group = Group(comm)
-    source = Source(group, directory, folder, shares)
+    source = Source(group, directory, ShardRequest(folder, shares))
     shard, _ = source.shard(group)
     request = MemoryRequest(window=window, everything=window is None, chunk=chunk)
     if budget is not None:

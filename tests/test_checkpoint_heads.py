@@ -11,6 +11,7 @@ from tpimpi.comm.group import Group
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.tensors import EMBEDDING, HEAD, expected_shapes, tensors
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.source import Source
 
 CONFIG = {
@@ -89,7 +90,7 @@ def test_a_head_stored_in_other_numbers_is_cut_as_it_is(comm, shared_tmp):
         save_file(arrays | {HEAD: half}, shared_tmp / "model.safetensors")
     half = comm.bcast(half)
     group = Group(comm)
-    source = Source(group, shared_tmp, shared_tmp / "shards")
+    source = Source(group, shared_tmp, ShardRequest(shared_tmp / "shards"))
     shard, _ = source.shard(group)
     rows = source.partition.ranks[group.rank].rows
     np.testing.assert_array_equal(shard.widened("head"), half[rows.start : rows.stop])

@@ -6,6 +6,7 @@ from tpimpi.commands.command_line import REMOVED, parse
 from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
+from tpimpi.shards.request import ShardRequest
 
 chosen = GenerationSettings.of
 BASE = ["generate", "--model", "M", "--prompt", "hello"]
@@ -16,7 +17,7 @@ def test_defaults_are_the_predecessors():
     assert options.settings == GenerationSettings(
         20, SamplingSettings(1.0, 0, 0.9, 0.0, 1.0, 42), (), (), False
     )
-    assert options.memory == MemoryRequest() and options.save_dir is None and not options.again
+    assert options.memory == MemoryRequest() and options.shards == ShardRequest()
 
 
 @pytest.mark.parametrize(
@@ -24,12 +25,12 @@ def test_defaults_are_the_predecessors():
     [
         (["--memory_window", "4"], "memory", MemoryRequest(window=4)),
         (["--memory_window=3"], "memory", MemoryRequest(window=3)),
-        (["--split_bin"], "again", True),
-        (["--force-download"], "again", True),
-        ([], "local", None),
-        (["--local-checkpoint"], "local", ""),
-        (["--local-checkpoint", "D"], "local", "D"),
-        (["--save_dir", "D"], "save_dir", "D"),
+        (["--split_bin"], "shards", ShardRequest(again=True)),
+        (["--force-download"], "shards", ShardRequest(again=True)),
+        ([], "shards", ShardRequest()),
+        (["--local-checkpoint"], "shards", ShardRequest(local="")),
+        (["--local-checkpoint", "D"], "shards", ShardRequest(local="D")),
+        (["--save_dir", "D"], "shards", ShardRequest("D")),
         (["--disable_memory_schedule"], "memory", MemoryRequest(everything=True)),
         (["--k", "5"], "settings", chosen(top_k=5)),
         (["--p", "0.5"], "settings", chosen(top_p=0.5)),
@@ -63,7 +64,7 @@ def test_spellings(flags, name, value):
             "settings",
             chosen(stop=("--x_y", "--y_z")),
         ),
-        (["-p", "A", "--save_d", "--a_b"], "save_dir", "--a_b"),
+        (["-p", "A", "--save_d", "--a_b"], "shards", ShardRequest("--a_b")),
     ],
 )
 def test_values_stay_as_they_are(flags, name, value):

@@ -56,8 +56,8 @@ def test_a_folder_holds_one_ratio(mpirun, tmp_path):
      "perplexity -m M --file F", "bench -m M"],
 )  # fmt: skip
 def test_each_command_takes_it(command):
-    assert parse([*command.split(), "--ratio", "4,2"]).options.ratio == (2, 1)
-    assert parse([*command.split(), "--ratio=auto"]).options.ratio == "auto"
+    assert parse([*command.split(), "--ratio", "4,2"]).options.shards.ratio == (2, 1)
+    assert parse([*command.split(), "--ratio=auto"]).options.shards.ratio == "auto"
     for ratio, said in (
         ("-1,2", "-1 is less than nothing"),
         ("1;2", "no number"),

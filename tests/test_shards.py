@@ -20,6 +20,7 @@ from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.partition import Partition
 from tpimpi.model.tensors import pieces
 from tpimpi.shards.layout import PAGE
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.seal import write_seal
 from tpimpi.shards.shard import parse
 from tpimpi.shards.source import Source
@@ -27,7 +28,7 @@ from tpimpi.shards.writer import ShardWriter
 
 
 def shards(group, directory, folder, again=False):
-    return Source(group, directory, folder).shard(group, again)
+    return Source(group, directory, ShardRequest(folder)).shard(group, again)
 
 
 def by_hdf5(dataset):

@@ -14,6 +14,7 @@ from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.shards import shard as shard_module
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.shard import Shard, parse
 from tpimpi.shards.source import Source
 from tpimpi.shards.writer import ShardWriter
@@ -41,7 +42,7 @@ def hashed(monkeypatch):
 
 
 def cut(group, directory, folder=None):
-    shard, written = Source(group, directory, folder).shard(group)
+    shard, written = Source(group, directory, ShardRequest(folder)).shard(group)
     shard.close()
     return shard.path, written
 

@@ -9,6 +9,7 @@ from tpimpi.errors import UserError
 from tpimpi.model.partition import Partition
 from tpimpi.shards.cuts import known_cuts
 from tpimpi.shards.layout import shard_name
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.source import Source
 
 
@@ -18,13 +19,13 @@ def shares_for(size):
 
 def cut(group, shares=None, folder=None):
     """Cut the demo model; return its folder."""
-    source = Source(group, DEMO, folder, shares)
+    source = Source(group, DEMO, ShardRequest(folder, shares))
     source.shard(group)[0].close()
     return source.folder
 
 
 def known(group, folder=None):
-    return [one.shares for one in known_cuts(group, Source(group, DEMO, folder))]
+    return [one.shares for one in known_cuts(group, Source(group, DEMO, ShardRequest(folder)))]
 
 
 def test_what_lies_in_the_cache(group):
@@ -58,7 +59,7 @@ def test_what_lies_in_a_named_folder(group, shared_tmp):
     named, unequal = shared_tmp / "named", shares_for(group.size)
     assert known(group, named) == []
     cut(group, unequal, named)
-    source = Source(group, DEMO, named)
+    source = Source(group, DEMO, ShardRequest(named))
     (found,) = known_cuts(group, source)
     assert found.ranks == Partition.of(source.config, unequal).ranks
     source.keep(found)

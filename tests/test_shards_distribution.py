@@ -16,6 +16,7 @@ from tpimpi.model.tensors import pieces
 from tpimpi.shards import feed as feed_module
 from tpimpi.shards import message as message_module
 from tpimpi.shards import receive, writing
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.seal import write_seal
 from tpimpi.shards.shard import Shard, parse
 from tpimpi.shards.source import Source
@@ -23,7 +24,7 @@ from tpimpi.shards.writer import ShardWriter
 
 
 def cut(group, directory, folder, again=False):
-    shard, written = Source(group, directory, folder).shard(group, again)
+    shard, written = Source(group, directory, ShardRequest(folder)).shard(group, again)
     shard.close()
     assert written
     return shard.path
@@ -130,7 +131,7 @@ def test_a_disk_that_fills_on_one_rank_is_told_on_all(group, model, shared_tmp, 
 
 
 def test_a_checkpoint_that_cant_be_read_is_told_on_all(group, model, shared_tmp, monkeypatch):
-    source = Source(group, model, shared_tmp)
+    source = Source(group, model, ShardRequest(shared_tmp))
     if group.rank == 0:
         plain, count = source.checkpoint.read, [0]
 
@@ -187,7 +188,7 @@ def test_rows_that_nobody_needs_are_not_read_again(group, model, shared_tmp, mon
     if group.rank == last:
         path.unlink()
     group.comm.Barrier()
-    source, read = Source(group, model, shared_tmp), []
+    source, read = Source(group, model, ShardRequest(shared_tmp)), []
     if group.rank == 0:
         plain = source.checkpoint.read
         monkeypatch.setattr(
@@ -201,7 +202,7 @@ def test_rows_that_nobody_needs_are_not_read_again(group, model, shared_tmp, mon
 
 def test_uneven_shares_reach_their_ranks(group, model, shared_tmp):
     shares = [1 + 2 * (rank % 2) for rank in range(group.size)]
-    source = Source(group, model, shared_tmp, shares)
+    source = Source(group, model, ShardRequest(shared_tmp, shares))
     shard, _ = source.shard(group)
     checkpoint = Checkpoint(model, source.config)
     for piece in pieces(source.config, source.partition.ranks[group.rank]):

@@ -20,6 +20,7 @@ from tpimpi.model.shapes import shape_config
 from tpimpi.model.tensors import pieces
 from tpimpi.shards import writer as writer_module
 from tpimpi.shards.layout import PAGE, Identity, shard_name
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.seal import write_seal
 from tpimpi.shards.shard import Shard, parse, read_layout
 from tpimpi.shards.source import Source
@@ -153,13 +154,15 @@ def test_another_file_in_its_place_is_refused_in_one_sentence(comm, references, 
     name = shard_name(group.rank, group.size)
     other_file(shared_tmp / name, kind)
     with pytest.raises((MachineError, UserError), match=r"shard-0-of-.*h5 (is|has)") as caught:
-        Source(group, references / "yi", shared_tmp).shard(group)
+        Source(group, references / "yi", ShardRequest(shared_tmp)).shard(group)
     assert "\n" not in str(caught.value)
     if kind in ("folder", "pipe"):
         with pytest.raises(UserError, match="no file; remove it"):
-            Source(group, references / "yi", shared_tmp).shard(group, again=True)
+            Source(group, references / "yi", ShardRequest(shared_tmp)).shard(group, again=True)
     else:
-        Source(group, references / "yi", shared_tmp).shard(group, again=True)[0].close()
+        Source(group, references / "yi", ShardRequest(shared_tmp)).shard(group, again=True)[
+            0
+        ].close()
     group.close()
 
 
@@ -236,7 +239,7 @@ def test_a_folder_that_cant_be_written_to_is_told_before_any_work(
         source.shard(group)
     assert not read
     with pytest.raises(UserError, match="can't be written to"):
-        Source(group, references / "yi", "/proc/nowhere/at-all").shard(group)
+        Source(group, references / "yi", ShardRequest("/proc/nowhere/at-all")).shard(group)
     group.close()
 
 

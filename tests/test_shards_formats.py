@@ -12,6 +12,7 @@ from tpimpi.errors import UserError
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.shapes import shape_config
 from tpimpi.shards.layout import PAGE
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.source import Source
 from tpimpi.shards.synthetic import SyntheticSource
 
@@ -81,8 +82,10 @@ def made_old(group, source, everywhere=True):
 
 
 def sources(group, directory, folder):
-    yield Source(group, directory, folder)
-    yield SyntheticSource(group, shape_config("tiny"), "f16", folder and folder / "random")
+    yield Source(group, directory, ShardRequest(folder))
+    yield SyntheticSource(
+        group, shape_config("tiny"), "f16", ShardRequest(folder and folder / "random")
+    )
 
 
 @pytest.mark.parametrize("everywhere", [True, False])

@@ -10,6 +10,7 @@ from tpimpi.checkpoint import fingerprint
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.model.config import ModelConfig
 from tpimpi.shards import cutting, local
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.shard import Shard
 from tpimpi.shards.source import Source
 
@@ -35,7 +36,7 @@ def model(references):
 
 
 def cut(group, directory, folder, where=None):
-    shard, _ = Source(group, directory, folder, local=where).shard(group)
+    shard, _ = Source(group, directory, ShardRequest(folder, local=where)).shard(group)
     shard.close()
     shard.verify_sums = [int(s) for s in shard._sums]
     return shard

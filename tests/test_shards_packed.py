@@ -9,6 +9,7 @@ import pytest
 from tpimpi.comm.group import Group
 from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.shapes import shape_config
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.source import Source
 from tpimpi.shards.synthetic import SyntheticSource
 from tpimpi.tape.tape import Tape
@@ -44,8 +45,10 @@ def made(request, comm, references, shared_tmp, monkeypatch):
 
     def make(folder):
         if request.param == "cut":
-            return Source(group, references / "llama3", folder).shard(group)[0]
-        return SyntheticSource(group, shape_config("tiny"), "bf16", folder).shard(group)[0]
+            return Source(group, references / "llama3", ShardRequest(folder)).shard(group)[0]
+        return SyntheticSource(group, shape_config("tiny"), "bf16", ShardRequest(folder)).shard(
+            group
+        )[0]
 
     plain = make(shared_tmp / "plain")
     numbers = {tensor.name: plain.widened(tensor.name) for tensor in plain.tensors}

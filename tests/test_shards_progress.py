@@ -8,6 +8,7 @@ import pytest
 from tpimpi import progress
 from tpimpi.comm.group import Group
 from tpimpi.shards import devices
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.shard import Shard, stamp_path
 from tpimpi.shards.source import Source
 from tpimpi.shards.writer import ShardWriter
@@ -30,7 +31,7 @@ def told(group, capsys, title):
 
 
 def test_each_reading_is_told(group, references, shared_tmp, capsys, monkeypatch):
-    source = Source(group, references / "yi", shared_tmp)
+    source = Source(group, references / "yi", ShardRequest(shared_tmp))
     shard, _ = source.shard(group)
     shard.close()
     lines = told(group, capsys, "cutting the checkpoint")
@@ -49,7 +50,7 @@ def test_each_reading_is_told(group, references, shared_tmp, capsys, monkeypatch
 
 
 def test_a_wait_is_told(group, references, shared_tmp, capsys, monkeypatch):
-    source = Source(group, references / "yi", shared_tmp)
+    source = Source(group, references / "yi", ShardRequest(shared_tmp))
     plain, last = ShardWriter.finish, group.rank == group.size - 1
     monkeypatch.setattr(
         ShardWriter, "finish", lambda self: (time.sleep(0.3 if last else 0), plain(self))

@@ -13,11 +13,12 @@ from tpimpi.model.partition import Partition
 from tpimpi.model.shapes import SHAPES, shape_config
 from tpimpi.model.tensors import Kind, Piece, Tensor, pieces
 from tpimpi.shards.layout import PAGE, tape_layout
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.synthetic import BLOCK, SPARE_BYTES, RandomWeights, SyntheticSource
 
 
 def source(group, folder, shape="tiny", encoding="bf16"):
-    return SyntheticSource(group, shape_config(shape), encoding, folder)
+    return SyntheticSource(group, shape_config(shape), encoding, ShardRequest(folder))
 
 
 @pytest.mark.parametrize(

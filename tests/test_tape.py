@@ -9,13 +9,14 @@ import pytest
 from tpimpi.comm.group import Group
 from tpimpi.errors import MachineError
 from tpimpi.model.encoding import ENCODINGS
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.source import Source
 from tpimpi.tape.reads import streamed_lap
 from tpimpi.tape.tape import Tape
 
 
 def shards(group, directory, folder):
-    return Source(group, directory, folder).shard(group)
+    return Source(group, directory, ShardRequest(folder)).shard(group)
 
 
 def taken(tape, tensor):

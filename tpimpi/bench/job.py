@@ -20,6 +20,7 @@ from tpimpi.model.partition import Partition
 from tpimpi.model.shapes import shape_config
 from tpimpi.model.tensors import pieces
 from tpimpi.shards.layout import shard_name, stored, tape_layout
+from tpimpi.shards.request import ShardRequest
 
 EXAMPLE = "tinyllama-1.1b"  # whose sums are told of where no model is named
 CONTEXT = 2048  # tokens that memory must do for
@@ -38,7 +39,7 @@ class Asked:
     @classmethod
     def of_model(cls, group: Group, directory: str, save_dir: str | None) -> Asked:
         """Open a model directory (collective). Raises UserError."""
-        model, found = OpenModel(group, directory, save_dir), None
+        model, found = OpenModel(group, directory, ShardRequest(save_dir)), None
         source = model.source
         if source.checkpoint:
             found = {name: tensor.encoding for name, tensor in source.checkpoint.tensors.items()}

@@ -12,24 +12,21 @@ from tpimpi.commands.files import check_folder, check_plot
 from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.model.ratio import Ratio, fixed_shares
+from tpimpi.shards.request import ShardRequest
 
 SUMMARY = "measure the machine's limits and a model's times"
 
 
 @dataclass(frozen=True)
 class Options:
-    """A model or a shape, where its shards lie, what to measure, and a plot's file."""
+    """A model or a shape, its shards, what to measure, and a plot's file."""
 
     model: str | None
     shape: str | None
     layers: int | None
     dtype: str | None
     sparse: bool
-    save_dir: str | None
-    ratio: Ratio
-    again: bool
-    local: str | None  # where ranks may have the checkpoint, too
+    shards: ShardRequest
     plot: str | None
     report: str | None
     json: bool
@@ -102,9 +99,8 @@ def options(args: argparse.Namespace) -> Options:
         args.allreduce,
     )  # fmt: skip
     return Options(
-        args.model, args.shape, args.layers, args.dtype, args.sparse, args.save_dir,
-        args.ratio, args.split_bin, args.local_checkpoint, args.plot, args.report,
-        args.output == "json", settings,
+        args.model, args.shape, args.layers, args.dtype, args.sparse, flags.shard_request(args),
+        args.plot, args.report, args.output == "json", settings,
     )  # fmt: skip
 
 
@@ -122,13 +118,13 @@ def run(options: Options, group, threads: int) -> None:
             check_plot(options.plot)
     source = _source(options, group)
     request = MemoryRequest(options.settings.budgets or MemoryRequest.budgets)
-    settle(group, source, options.ratio, request, threads, options.again)
+    settle(group, source, options.shards, request, threads)
     with group.together():
         prompts, work = prompts_and_work(options.settings, source.config.max_positions)
     if source.sparse and group.rank == 0:
         why = "" if options.sparse else ", as the disk has no room for the shape"
         say(f"sparse files{why}: memory counts, times do not")
-    source.shard(group, options.again)[0].close()
+    source.shard(group, options.shards.again)[0].close()
     result, intervals = measure(group, source, options.settings, prompts, work, threads)
     if group.rank != 0:
         return
@@ -148,13 +144,9 @@ def _source(options: Options, group):
     from tpimpi.shards.synthetic import SyntheticSource
 
     if options.model:
-        return Source(
-            group, options.model, options.save_dir, fixed_shares(options.ratio), options.local
-        )
+        return Source(group, options.model, options.shards)
     config = None
     with group.together():
         config = shape_config(options.shape, options.layers)
-    return SyntheticSource(
-        group, config, options.dtype or "bf16", options.save_dir, options.sparse, options.again,
-        fixed_shares(options.ratio),
-    )  # fmt: skip
+    dtype = options.dtype or "bf16"
+    return SyntheticSource(group, config, dtype, options.shards, options.sparse)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from tpimpi.commands.flags import add_model, add_ratio, add_shards, budgets
+from tpimpi.commands.flags import add_model, add_ratio, add_shards, budgets, shard_request
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.model.ratio import Ratio, fixed_shares
+from tpimpi.shards.request import ShardRequest
 from tpimpi.units import size
 
 SUMMARY = "cut a checkpoint into shards and stop"
@@ -15,13 +15,10 @@ SUMMARY = "cut a checkpoint into shards and stop"
 
 @dataclass(frozen=True)
 class Options:
-    """A model directory, where its shards go, and where ranks may have the checkpoint, too."""
+    """A model directory, its shards, and the memory that will be allowed."""
 
     model: str
-    save_dir: str | None
-    ratio: Ratio
-    again: bool
-    local: str | None
+    shards: ShardRequest
     memory: MemoryRequest
 
 
@@ -38,10 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
-    return Options(
-        args.model, args.save_dir, args.ratio, args.split_bin, args.local_checkpoint,
-        MemoryRequest(args.memory_budget),
-    )  # fmt: skip
+    return Options(args.model, shard_request(args), MemoryRequest(args.memory_budget))
 
 
 def run(options: Options, group, threads: int) -> None:
@@ -49,11 +43,9 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.engine.shares import settle
     from tpimpi.shards.source import Source
 
-    source = Source(
-        group, options.model, options.save_dir, fixed_shares(options.ratio), options.local
-    )
-    settle(group, source, options.ratio, options.memory, threads, options.again)
-    shard, written = source.shard(group, options.again)
+    source = Source(group, options.model, options.shards)
+    settle(group, source, options.shards, options.memory, threads)
+    shard, written = source.shard(group, options.shards.again)
     sizes = group.comm.gather(sum(t.nbytes for t in shard.tensors))
     shard.close()
     if group.rank == 0:

@@ -12,6 +12,7 @@ from tpimpi.launch import available_cores
 from tpimpi.memory.request import Budgets, MemoryRequest, shortened
 from tpimpi.model.ratio import parse_ratio
 from tpimpi.numba_settings import MOST_THREADS
+from tpimpi.shards.request import ShardRequest
 
 MAX_TOKENS = 1 << 24  # longer than any model's context
 MAX_LAYERS = 4096  # some thirty times as many as the deepest model has
@@ -160,6 +161,11 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
         help="a rank that has the same checkpoint in DIR on its own disk cuts its shard from there "
         "and isn't sent it (default DIR: that of --model)",
     )  # fmt: skip
+
+
+def shard_request(args: argparse.Namespace) -> ShardRequest:
+    """Return what the flags of `add_shards` and `add_ratio` say."""
+    return ShardRequest(args.save_dir, args.ratio, args.split_bin, args.local_checkpoint)
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:

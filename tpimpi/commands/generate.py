@@ -16,8 +16,8 @@ from tpimpi.console import say
 from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.model.ratio import Ratio
 from tpimpi.progress import Waiting
+from tpimpi.shards.request import ShardRequest
 from tpimpi.units import size
 
 SUMMARY = "write text after a prompt"
@@ -28,10 +28,7 @@ class Options:
     """A prompt, how to go on from it, and what that may take."""
 
     model: str
-    save_dir: str | None
-    ratio: Ratio
-    again: bool
-    local: str | None  # where ranks may have the checkpoint, too
+    shards: ShardRequest
     memory: MemoryRequest
     allreduce: str
     prompt: str | None  # None: of a file
@@ -131,9 +128,9 @@ def options(args: argparse.Namespace) -> Options:
         tuple(stops), tuple(args.stop_id), args.ignore_eos,
     )  # fmt: skip
     return Options(
-        args.model, args.save_dir, args.ratio, args.split_bin, args.local_checkpoint,
-        flags.memory_request(args), args.allreduce, prompt, args.prompt_file, prefix,
-        args.no_bos, settings, not args.no_echo, args.report, args.output == "json",
+        args.model, flags.shard_request(args), flags.memory_request(args), args.allreduce,
+        prompt, args.prompt_file, prefix, args.no_bos, settings,
+        not args.no_echo, args.report, args.output == "json",
     )  # fmt: skip
 
 
@@ -158,7 +155,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.memory.account import Work
 
     begin = time.perf_counter()
-    model = OpenModel(group, options.model, options.save_dir, options.ratio, options.local)
+    model = OpenModel(group, options.model, options.shards)
     most, prompt, ids = model.config.max_positions, "", []
     with group.together():
         if group.rank == 0:
@@ -177,7 +174,7 @@ def run(options: Options, group, threads: int) -> None:
     length = options.settings.max_new_tokens
     prompt_tokens = group.comm.bcast(len(ids))
     work = Work(prompt_tokens, min(prompt_tokens + length, most))
-    with model.load(options.memory, work, threads, options.again, options.allreduce) as llm:
+    with model.load(options.memory, work, threads, options.allreduce) as llm:
         if group.rank == 0:
             _say_memory(llm.plan)
             _say_length(length, llm.plan.context - prompt_tokens, llm.plan.context, most)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tpimpi.commands.flags import add_model, add_output, add_ranks, add_ratio
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.model.ratio import AUTO, Ratio, shares_of
+from tpimpi.model.ratio import AUTO, fixed_shares, shares_of
+from tpimpi.shards.request import ShardRequest
 from tpimpi.units import size
 
 SUMMARY = "tell what the model is and how it would be cut"
@@ -22,7 +23,7 @@ class Options:
 
     model: str
     ranks: int | None
-    ratio: Ratio
+    shards: ShardRequest
     json: bool
 
 
@@ -36,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
-    return Options(args.model, args.ranks, args.ratio, args.output == "json")
+    return Options(args.model, args.ranks, ShardRequest(ratio=args.ratio), args.output == "json")
 
 
 def run(options: Options, group, threads: int) -> None:
@@ -46,19 +47,20 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.shards.source import Source
 
     source, ranks = Source(group, options.model), options.ranks or group.size
+    ratio = options.shards.ratio
     with group.together():
-        if options.ratio == AUTO and ranks != group.size:
+        if ratio == AUTO and ranks != group.size:
             raise UserError(
                 f"--ratio auto measures the ranks, but {group.size} run and not {ranks}; start as "
                 "many with mpirun, or give the shares"
             )
-        shares = shares_of(None if options.ratio == AUTO else options.ratio, ranks)
-    if options.ratio == AUTO:
-        settle(group, source, options.ratio, MemoryRequest(), threads)
+        shares = shares_of(fixed_shares(ratio), ranks)
+    if ratio == AUTO:
+        settle(group, source, options.shards, MemoryRequest(), threads)
     if group.rank != 0:
         return
     config = source.config
-    partition = source.partition if options.ratio == AUTO else Partition.of(config, shares)
+    partition = source.partition if ratio == AUTO else Partition.of(config, shares)
     rows = [_row(source, mine) for mine in partition.ranks]
     parameters = sum(math.prod(tensor.shape) for tensor in source.checkpoint.tensors.values())
     encodings = sorted({t.encoding for t in source.checkpoint.tensors.values()})

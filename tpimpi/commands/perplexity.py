@@ -12,8 +12,8 @@ from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, read_text
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.model.ratio import Ratio
 from tpimpi.progress import Progress
+from tpimpi.shards.request import ShardRequest
 
 SUMMARY = "score a text"
 
@@ -23,10 +23,7 @@ class Options:
     """A text to score, in windows of so many tokens, and what that may take."""
 
     model: str
-    save_dir: str | None
-    ratio: Ratio
-    again: bool
-    local: str | None  # where ranks may have the checkpoint, too
+    shards: ShardRequest
     memory: MemoryRequest
     allreduce: str
     file: str
@@ -57,8 +54,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
     return Options(
-        args.model, args.save_dir, args.ratio, args.split_bin, args.local_checkpoint,
-        flags.memory_request(args), args.allreduce, args.file, args.window, args.report,
+        args.model, flags.shard_request(args), flags.memory_request(args), args.allreduce,
+        args.file, args.window, args.report,
         args.output == "json",
     )  # fmt: skip
 
@@ -70,7 +67,7 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
     from tpimpi.memory.account import Work
 
-    model = OpenModel(group, options.model, options.save_dir, options.ratio, options.local)
+    model = OpenModel(group, options.model, options.shards)
     config, ids, window = model.config, [], 0
     with group.together():
         if group.rank == 0:
@@ -88,7 +85,7 @@ def run(options: Options, group, threads: int) -> None:
             )
     rows = max(1, LOGITS_BYTES // (4 * config.vocab_size))  # logits of all tokens are asked for
     work = Work(window - 1, window, longest_chunk=rows, logits=rows)
-    with model.load(options.memory, work, threads, options.again, options.allreduce) as llm:
+    with model.load(options.memory, work, threads, options.allreduce) as llm:
         start = time.perf_counter()
         with Progress("scoring", len(ids), "tokens", speaks=group.rank == 0) as progress:
             score = llm.score(ids, window, progress.update)

@@ -11,6 +11,7 @@ from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.model.ratio import AUTO, Ratio, fixed_shares, shares_of
+from tpimpi.shards.request import ShardRequest
 
 CONTEXT = 2048  # tokens
 SUMMARY = "tell beforehand what memory holds and a token takes"
@@ -26,8 +27,7 @@ class Options:
     dtype: str | None
     ranks: int | None
     context: int | None  # None: CONTEXT
-    save_dir: str | None
-    ratio: Ratio
+    shards: ShardRequest
     link: tuple[float, float] | None  # seconds one way, bytes/s; None: as measured
     memory: MemoryRequest
     json: bool
@@ -60,8 +60,9 @@ def options(args: argparse.Namespace) -> Options:
     if args.model and (args.layers or args.dtype):
         raise UserError("--layers and --dtype are of a --shape; a --model has its own")
     return Options(
-        args.model, args.shape, args.layers, args.dtype, args.ranks, args.context, args.save_dir,
-        args.ratio, args.link, flags.memory_request(args), args.output == "json",
+        args.model, args.shape, args.layers, args.dtype, args.ranks, args.context,
+        ShardRequest(args.save_dir, args.ratio), args.link,
+        flags.memory_request(args), args.output == "json",
     )  # fmt: skip
 
 
@@ -80,8 +81,8 @@ def run(options: Options, group, threads: int) -> None:
             raise UserError(
                 f"-np {ranks} under a launcher of {group.size} ranks; leave one of them out"
             )
-        shares = shares_of(fixed_shares(options.ratio), ranks)
-    source, tokenizer = _source(options, group, shares if launched else None)
+        shares = shares_of(fixed_shares(options.shards.ratio), ranks)
+    source, tokenizer = _source(options, group, launched)
     config = source.config
     context = min(options.context or CONTEXT, config.max_positions)
     if options.context and context < options.context and group.rank == 0:
@@ -89,7 +90,7 @@ def run(options: Options, group, threads: int) -> None:
     work = Work(max(1, context // 2), context)
     machines = Machines(group, source, options.memory, threads, ranks)
     group.settle_sums(row=config.hidden_size)
-    if options.ratio == AUTO and ranks > 1 and launched:
+    if options.shards.ratio == AUTO and ranks > 1 and launched:
         machines.measure()
         take_best(group, source, machines)
     partition = source.partition if launched else Partition.of(config, shares)
@@ -109,24 +110,25 @@ def run(options: Options, group, threads: int) -> None:
     for row, share in zip(rows, partition.shares, strict=True):
         row["share"] = share
     found["ranks"] = rows
-    found |= _times(config, load, devices, partition, rows, network, options.ratio)
+    found |= _times(config, load, devices, partition, rows, network, options.shards.ratio)
     print(json.dumps(found) if options.json else plan_table.text(found))
 
 
-def _source(options: Options, group, shares):
+def _source(options: Options, group, launched: bool):
     """Return what is planned for, without its weights; and the tokenizer's bytes (collective)."""
     from tpimpi.engine.llm import OpenModel
     from tpimpi.model.shapes import shape_config
     from tpimpi.shards.synthetic import SyntheticSource
 
+    shards = options.shards if launched else ShardRequest(options.shards.folder)
     if options.model:
-        model = OpenModel(group, options.model, options.save_dir, shares)
+        model = OpenModel(group, options.model, shards)
         return model.source, model.tokenizer_bytes
     config = None
     with group.together():
         config = shape_config(options.shape, options.layers)
     dtype = options.dtype or "bf16"
-    return SyntheticSource(group, config, dtype, options.save_dir, shares=shares), 0
+    return SyntheticSource(group, config, dtype, shards), 0
 
 
 def _plans(group, source, partition, request: MemoryRequest, work, threads: int, tokenizer: int):

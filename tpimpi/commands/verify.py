@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from tpimpi.commands.flags import add_model, add_ratio, add_save_dir
 from tpimpi.errors import UserError
-from tpimpi.model.ratio import AUTO, Ratio, fixed_shares
+from tpimpi.model.ratio import AUTO
 from tpimpi.progress import Waiting
+from tpimpi.shards.request import ShardRequest
 
 SUMMARY = "recompute every checksum of the shards"
 
@@ -18,8 +19,7 @@ class Options:
     """A model directory and where its shards lie."""
 
     model: str
-    save_dir: str | None
-    ratio: Ratio
+    shards: ShardRequest
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
-    return Options(args.model, args.save_dir, args.ratio)
+    return Options(args.model, ShardRequest(args.save_dir, args.ratio))
 
 
 def run(options: Options, group, threads: int) -> None:
@@ -41,8 +41,8 @@ def run(options: Options, group, threads: int) -> None:
     from tpimpi.shards.shard import Shard
     from tpimpi.shards.source import Source
 
-    source = Source(group, options.model, options.save_dir, fixed_shares(options.ratio))
-    if options.ratio == AUTO:
+    source = Source(group, options.model, options.shards)
+    if options.shards.ratio == AUTO:
         for cut in known_cuts(group, source)[:1]:  # as they were cut, whatever the machines do now
             source.keep(cut)
     count = 0

@@ -25,7 +25,7 @@ from tpimpi.memory.account import MemoryPlan, Work
 from tpimpi.memory.process import resident_bytes
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.model.config import ModelConfig
-from tpimpi.model.ratio import Ratio, fixed_shares
+from tpimpi.shards.request import DEFAULT, ShardRequest
 from tpimpi.shards.source import Source
 
 LOGITS_BYTES = 32 << 20  # of rank 0, for the logits of one pass that scores
@@ -42,16 +42,12 @@ class Score:
 class OpenModel:
     """A model directory before anything of it is in memory: config and tokenizer (collective).
 
-    `ratio` is how it is cut over the ranks. `tokenizer` is on rank 0 alone; `tokenizer_bytes` is
-    what it took there.
+    `tokenizer` is on rank 0 alone; `tokenizer_bytes` is what it took there.
     """
 
-    def __init__(
-        self, group: Group, directory: str | Path, save_dir: str | Path | None = None,
-        ratio: Ratio = None, local: str | Path | None = None,
-    ):  # fmt: skip
-        self.group, self._ratio = group, ratio
-        self.source = Source(group, directory, save_dir, fixed_shares(ratio), local)
+    def __init__(self, group: Group, directory: str | Path, shards: ShardRequest = DEFAULT):
+        self.group, self._shards = group, shards
+        self.source = Source(group, directory, shards)
         self.config: ModelConfig = self.source.config
         self.tokenizer: Tokenizer | None = None
         self.tokenizer_bytes = 0
@@ -76,17 +72,14 @@ class OpenModel:
             )
         return ids
 
-    def load(
-        self, memory: MemoryRequest, work: Work, threads: int, again: bool = False,
-        allreduce: str = AUTO,
-    ) -> LLM:  # fmt: skip
+    def load(self, memory: MemoryRequest, work: Work, threads: int, allreduce: str = AUTO) -> LLM:
         """Cut the shards that are missing, plan the memory and start (collective).
 
-        `again`: cut them even so. `allreduce` names how sums are merged, see `comm.sums`. Raises
-        UserError where the memory is too small for `work`.
+        `allreduce` names how sums are merged, see `comm.sums`. Raises UserError where the memory
+        is too small for `work`.
         """
-        settle(self.group, self.source, self._ratio, memory, threads, again)
-        shard, _ = self.source.shard(self.group, again)
+        settle(self.group, self.source, self._shards, memory, threads)
+        shard, _ = self.source.shard(self.group, self._shards.again)
         session = load_session(
             self.group, self.source, shard, memory, work, threads, self.tokenizer_bytes, allreduce
         )

@@ -11,6 +11,7 @@ from tpimpi.engine.settings import whole_number
 from tpimpi.errors import UserError
 from tpimpi.memory.request import Budgets, MemoryRequest
 from tpimpi.model.ratio import Ratio, parse_ratio
+from tpimpi.shards.request import ShardRequest
 
 CONTEXT = 4096  # tokens that memory is planned for, where nothing is said
 ENOUGH = 512  # ... where a budget allows no more
@@ -21,7 +22,7 @@ def load(
     memory_window: int | None = None, keep_all: bool = False, context: int | None = None,
     prompt_chunk: int | None = None, threads: int | None = None,
     save_dir: str | Path | None = None, split_again: bool = False, allreduce: str = "auto",
-    ratio: str | Sequence[float] | None = None,
+    ratio: str | Sequence[float] | None = None, local_checkpoint: str | Path | None = None,
 ):  # fmt: skip
     """Return a running model on all ranks of `comm`, an LLM (collective).
 
@@ -31,9 +32,11 @@ def load(
     memory. `context` is how many tokens prompt and text may have together (None: 4096, or the
     model's if that is shorter, or what the budget allows). `threads` are those of each rank (None:
     cores / ranks on the node). Shards lie in `save_dir` (None: the cache); `split_again` cuts them
-    anew. `allreduce` is how partial sums are merged, as --allreduce says it; `ratio` each rank's
-    share of the work, as --ratio says it or as numbers (None: equal ones). Raises UserError and
-    MachineError, on all ranks alike where the error is foreseen.
+    anew. A rank that has the same checkpoint in `local_checkpoint` on its own disk, too ("": where
+    rank 0 has it), cuts its shard from there. `allreduce` is how partial sums are merged, as
+    --allreduce says it; `ratio` each rank's share of the work, as --ratio says it or as numbers
+    (None: equal ones). Raises UserError and MachineError, on all ranks alike where the error is
+    foreseen.
     """
     refused = None
     try:
@@ -52,14 +55,14 @@ def load(
     group = Group(comm)
     try:
         group.agree(refused)
-        request = shares = None
+        request = shards = None
         with group.together():
             if allreduce not in ALLREDUCES:
                 raise UserError(f"allreduce is {allreduce!r}, none of {', '.join(ALLREDUCES)}")
             request = _request(memory_budget, memory_window, keep_all, prompt_chunk)
-            shares = _ratio(ratio)
+            shards = ShardRequest(save_dir, _ratio(ratio), split_again, local_checkpoint)
         agree_on_code(group)
-        opened = OpenModel(group, model, save_dir, shares)
+        opened = OpenModel(group, model, shards)
         most = opened.config.max_positions
         with group.together():
             if context is not None and whole_number("context", context, 2) > most:
@@ -68,7 +71,7 @@ def load(
         enough = wanted if context else min(ENOUGH, most)
         rows = max(1, LOGITS_BYTES // (4 * opened.config.vocab_size))  # for `score`
         work = Work(wanted - 1, wanted, logits=rows, enough=enough)
-        llm = opened.load(request, work, threads, split_again, allreduce)
+        llm = opened.load(request, work, threads, allreduce)
         llm.on_close = group.close
         return llm
     except BaseException as error:

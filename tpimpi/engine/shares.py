@@ -23,10 +23,11 @@ from tpimpi.memory.shares import Device, Load, predict
 from tpimpi.memory.sharing import Claim, shared_budgets
 from tpimpi.memory.solver import best_shares, choose, gain
 from tpimpi.model.partition import Partition
-from tpimpi.model.ratio import AUTO, Ratio, spelled
+from tpimpi.model.ratio import AUTO, spelled
 from tpimpi.model.tensors import pieces
 from tpimpi.shards.cuts import known_cuts
 from tpimpi.shards.layout import tape_layout
+from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.source import Source
 from tpimpi.shards.synthetic import SyntheticSource
 from tpimpi.units import rate
@@ -156,18 +157,18 @@ class Machines:
 
 
 def settle(
-    group: Group, source: Source | SyntheticSource, ratio: Ratio, request: MemoryRequest,
-    threads: int, again: bool = False,
+    group: Group, source: Source | SyntheticSource, shards: ShardRequest, memory: MemoryRequest,
+    threads: int,
 ) -> None:  # fmt: skip
-    """Cut `source` as its ranks' measurements ask for, where `ratio` says so (collective).
+    """Cut `source` as its ranks' measurements ask for, where that is wanted (collective).
 
-    `again`: whatever was cut before. Shares that are numbers have been kept to already.
+    Shares that are numbers have been kept to already.
     """
-    if ratio != AUTO or group.size == 1:
+    if shards.ratio != AUTO or group.size == 1:
         return
-    machines = Machines(group, source, request, threads)
+    machines = Machines(group, source, memory, threads)
     machines.measure(disks=False)
-    take_best(group, source, machines, again)
+    take_best(group, source, machines, shards.again)
 
 
 def take_best(

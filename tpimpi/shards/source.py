@@ -12,9 +12,10 @@ from tpimpi.console import say
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
-from tpimpi.model.ratio import shares_of
+from tpimpi.model.ratio import fixed_shares, shares_of
 from tpimpi.shards.conversion import ensure_shards
 from tpimpi.shards.layout import Identity, shards_folder
+from tpimpi.shards.request import DEFAULT, ShardRequest
 from tpimpi.shards.shard import Shard
 
 
@@ -28,17 +29,13 @@ def check_folder(folder: Path) -> None:
 class Source:
     """A model directory: config and partition everywhere, checkpoint on rank 0 (collective).
 
-    `save_dir` is where each rank keeps its shard; None: a folder in the cache. `shares` are those
-    of all ranks; None: equal ones. Ranks that have the checkpoint in `local` on their own disk, too
-    ("": where rank 0 has it), cut their shards from there. Raises UserError.
+    Where the ranks are to be measured first, shares are equal until then. Raises UserError.
     """
 
     sparse = False  # its weights are there, see SyntheticSource
 
-    def __init__(
-        self, group: Group, directory: str | Path, save_dir: str | Path | None = None,
-        shares: Sequence[int] | None = None, local: str | Path | None = None,
-    ):  # fmt: skip
+    def __init__(self, group: Group, directory: str | Path, request: ShardRequest = DEFAULT):
+        local = request.local
         self._local = None if local is None else Path(local or directory)
         self.checkpoint: Checkpoint | None = None
         config = None
@@ -55,9 +52,9 @@ class Source:
             told = config.to_json(), self.checkpoint.fingerprint, encodings
         text, self.fingerprint, self._encodings = group.comm.bcast(told)
         self.config = ModelConfig.from_json(text)
-        self.save_dir = Path(save_dir) if save_dir else None
+        self.save_dir = Path(request.folder) if request.folder else None
         with group.together():
-            self.cut(shares_of(shares, group.size))
+            self.cut(shares_of(fixed_shares(request.ratio), group.size))
 
     def cut(self, shares: Sequence[int]) -> None:
         """Cut the model in this proportion from now on; the same on all ranks."""

@@ -20,11 +20,12 @@ from tpimpi.comm.group import Group
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS, Encoding
 from tpimpi.model.partition import Partition
-from tpimpi.model.ratio import shares_of
+from tpimpi.model.ratio import fixed_shares, shares_of
 from tpimpi.model.tensors import Kind, Piece, pieces
 from tpimpi.paths import free_disk
 from tpimpi.progress import Progress, Waiting
 from tpimpi.shards.layout import Identity, shard_name, shards_folder, stored
+from tpimpi.shards.request import DEFAULT, ShardRequest
 from tpimpi.shards.seal import OtherFormatError
 from tpimpi.shards.shard import Shard, open_shard, read_layout
 from tpimpi.shards.source import check_folder
@@ -80,13 +81,14 @@ class SyntheticSource:
     checkpoint = None
 
     def __init__(
-        self, group: Group, config: ModelConfig, encoding: str, save_dir: str | Path | None = None,
-        sparse: bool = False, again: bool = False, shares: Sequence[int] | None = None,
+        self, group: Group, config: ModelConfig, encoding: str,
+        request: ShardRequest = DEFAULT, sparse: bool = False,
     ):  # fmt: skip
-        self.config, self.encoding, self._sparse, self._again = config, encoding, sparse, again
-        self.save_dir, self._group = Path(save_dir) if save_dir else None, group
+        self.config, self.encoding, self._sparse = config, encoding, sparse
+        self.save_dir = Path(request.folder) if request.folder else None
+        self._group, self._again, shares = group, request.again, ()
         with group.together():
-            shares = shares_of(shares, group.size)
+            shares = shares_of(fixed_shares(request.ratio), group.size)
         self.cut(shares)
 
     def cut(self, shares: Sequence[int]) -> None:
