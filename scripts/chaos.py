@@ -194,7 +194,8 @@ def _try(options, event: Event, moment: float, choice, folder: Path) -> list[str
     said = run.sentences()
     # Open MPI sends SIGTERM for everything: then rank 0 tells figures only, and also of a death.
     reasons = [s for s in said if "ended while" not in s]
-    begun = run.has_text() and event.name != "term" and not options.quiet
+    done = "| peak memory" in run.text()  # then what is struck is its end only
+    begun = run.has_text() and event.name != "term" and not options.quiet and not done
     most, least = 1, int(event.said is LOST or begun)
     if not least <= len(reasons) <= most or any(
         not any(word in reason for word in event.said) for reason in reasons

@@ -139,6 +139,18 @@ def test_the_status_survives_its_process():
     assert own.ended_line(signal.SIGTERM) is None
 
 
+def test_what_is_left_unfinished_is_told_to_those_who_end_it():
+    own, then = Status(), "the same command goes on with what is there"
+    own.begin("making its shard", then, unfinished=True)
+    own.begin("cutting the checkpoint")
+    own.figures = "1.00 GiB of 2.00 GiB (dev1 60 %, dev2 40 %)"
+    said = f"while cutting the checkpoint: {own.figures}; {then}"
+    assert own.ended_line(signal.SIGINT) == f"interrupted {said}"
+    assert own.ended_line(signal.SIGTERM) == f"ended {said}"
+    own.begin("loading the model", "the same command starts with the shards there")
+    assert own.ended_line(signal.SIGINT) == "interrupted while loading the model"
+
+
 def test_memory_that_ran_out(tmp_path):
     found = OutOfMemory()
     assert not found.happened()

@@ -16,7 +16,7 @@ from tpimpi import status
 from tpimpi.units import duration, rate, size
 
 EVERY_SECONDS = 2.0
-FEW = 3  # devices of which a line tells all
+FEW, MANY = 3, 8  # devices of which a line tells all, and a sudden end still each
 
 
 class Progress:
@@ -60,7 +60,7 @@ class Progress:
     def update(self, amount: int = 0) -> None:
         """Count `amount` more as done, and tell it when it is time."""
         self._done += amount
-        status.current.figures = self._count()
+        status.current.figures = self._figures()
         if self._bar is not None:
             self._bar.update(amount)
         elif self._speaks and not self._on_terminal:
@@ -72,6 +72,10 @@ class Progress:
             if now - self._last >= EVERY_SECONDS:
                 self._last = now
                 print(f"tpimpi: {self._line(now - self._start)}", file=sys.stderr, flush=True)
+
+    def _figures(self) -> str:
+        """Return what is told of it at a sudden end."""
+        return self._count()
 
     def _count(self) -> str:
         if self._unit == "B":
@@ -131,6 +135,12 @@ class DeviceProgress(Progress):
         return super()._line(seconds) + (
             f"; {'; '.join(parts)}" if few else f" ({', '.join(parts)})"
         )
+
+    def _figures(self) -> str:
+        if len(self._totals) > MANY:
+            return self._count()
+        parts = [self._part(name, False, 0.0) for name in self._totals]
+        return f"{self._count()} ({', '.join(parts)})"
 
     def _part(self, name: str, few: bool, seconds: float) -> str:
         done, total = self._dones[name], self._totals[name]

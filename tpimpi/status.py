@@ -69,6 +69,7 @@ class Status:
     said = _Number(9, "?")  # why it ends: nobody else must
     within_line = _Number(10, "?")  # standard output's last line has not ended yet
     alone = _Number(11, "?")  # it ends, and the others don't know
+    unfinished = _Number(12, "?")  # the next start goes on with what this one has made
     figures = _Text(16)
     then = _Text(16 + _TEXT)
 
@@ -81,11 +82,14 @@ class Status:
         self.timeout = TIMEOUT
         self.own.host, self.own.doing, self.then = os.uname().nodename, "starting", AGAIN
 
-    def begin(self, doing: str, then: str | None = None) -> None:
-        """Note what is begun (`computing`), and what the next start will do if it is changed."""
+    def begin(self, doing: str, then: str | None = None, unfinished: bool = False) -> None:
+        """Note what is begun (`computing`), and what the next start will do if it is changed.
+
+        `unfinished`: that is worth a word even to somebody who ends it himself.
+        """
         self.own.doing, self.figures = doing, ""
         if then is not None:
-            self.then = then
+            self.then, self.unfinished = then, unfinished
 
     def ended_line(self, number: int) -> str | None:
         """Return one sentence for an end by a signal, with the figures so far.
@@ -96,7 +100,8 @@ class Status:
         if self.figures or number == signal.SIGINT:
             figures = f": {self.figures}" if self.figures else ""
             why = "interrupted" if number == signal.SIGINT else "ended"
-            return f"{why} while {self.own.doing}{figures}"
+            then = f"; {self.then}" if self.unfinished else ""
+            return f"{why} while {self.own.doing}{figures}{then}"
         return None
 
 

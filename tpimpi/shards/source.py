@@ -83,7 +83,7 @@ class Source:
         with group.together():
             check_folder(self.folder)
         then = "starts over" if again else "goes on with what is there"
-        status.current.begin("making its shard", f"the same command {then}")
+        status.current.begin("making its shard", f"the same command {then}", unfinished=True)
         found = ensure_shards(
             group, self.config, self.partition, self.checkpoint, self.folder, again,
             replace=self.save_dir is None, local=self._local,
