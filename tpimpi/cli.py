@@ -97,9 +97,7 @@ def _main() -> int:
         return leaving.code or 0
     except (UserError, MachineError) as error:
         if not speaks:
-            time.sleep(
-                SPOKEN
-            )  # the launcher ends all at the first one's end: not before it is said
+            time.sleep(SPOKEN)  # the first one's end is all ranks' end: not before it is said
         return _fail(str(error), _code(error), speaks)
     return _run(invocation, threads, world)
 
@@ -114,8 +112,9 @@ def _fail(sentence: str, code: int, speaks: bool = True) -> int:
     from tpimpi import status
     from tpimpi.console import say
 
-    status.current.said = True
-    if not _unwritable() and speaks:
+    own = status.current
+    told, own.said = own.said, True  # by the guard, which ends this rank
+    if not _unwritable() and speaks and not told:
         say(sentence)
     return code
 

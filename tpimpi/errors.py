@@ -20,4 +20,6 @@ def describe(error: BaseException) -> str:
         return f"{error.strerror}{name}"
     if isinstance(error, MemoryError):
         return "out of memory; use --memory-window, or more ranks on more machines"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted by a signal"
     return f"{type(error).__name__}: {error}"

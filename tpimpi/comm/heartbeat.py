@@ -61,8 +61,7 @@ class Heartbeat:
         own.beats += 1
         message = kind + b"\0".join((own.host.encode(), own.doing.encode()))
         for link in self._peers:
-            link.send(message)
-            link.receive(self._status.peers[link.rank])
+            link.exchange(message, self._status.peers[link.rank])
 
 
 class _Link:
@@ -74,13 +73,23 @@ class _Link:
         self._sending = MPI.REQUEST_NULL
         self._receiving = comm.Irecv(self._in, rank)
         self._told = self._heard = False  # of the last message
+        self.ended = False  # both sides have had the last message, or never will
 
-    @property
-    def ended(self) -> bool:
-        """Whether both sides have had the last message."""
-        return self._told and self._heard and self._sending.Test()
+    def exchange(self, message: bytes, peer: status.Peer) -> None:
+        """Send a message, and note in `peer` what has come.
 
-    def send(self, message: bytes) -> None:
+        MPI's error is no news beyond the silence that follows, of which the guards speak.
+        """
+        if self.ended:
+            return
+        try:
+            self._send(message)
+            self._receive(peer)
+            self.ended = self._told and self._heard and self._sending.Test()
+        except MPI.Exception:
+            self.ended = True
+
+    def _send(self, message: bytes) -> None:
         """Send a message, unless the one before is still on its way or the last was sent."""
         if not self._told and self._sending.Test():
             self._out[:] = 0
@@ -88,7 +97,7 @@ class _Link:
             self._sending = self._comm.Isend(self._out, self.rank)
             self._told = message[:1] == LAST
 
-    def receive(self, peer: status.Peer) -> None:
+    def _receive(self, peer: status.Peer) -> None:
         """Note what has come."""
         while not self._heard and self._receiving.Test():
             kind, text = bytes(self._in[:1]), bytes(self._in[1:])
