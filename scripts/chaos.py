@@ -29,7 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
-LOST = ("was killed", "nothing was heard of", "not all ranks have come", "did not end within")
+LOST = (
+    "was killed",
+    "nothing was heard of",
+    "not all ranks have come",
+    "did not end within",
+    "waits for a host",
+)
 ENDED = ("interrupted while", "ended while")
 MEETING = 80.0  # seconds in which a start ends to which not all ranks come
 HELD = 8.0  # seconds beyond the limit after which what is left is killed

@@ -162,7 +162,8 @@ def test_memory_that_ran_out(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_a_launcher_that_waits_is_ended_as_a_user_would(tmp_path):
+@pytest.mark.parametrize("patience", ["", ", 0.5, 'all is done'"])
+def test_a_launcher_that_waits_is_ended_as_a_user_would(tmp_path, patience):
     (tmp_path / "mpiexec.hydra").symlink_to(sys.executable)
     told = tmp_path / "told"
     head = (
@@ -173,10 +174,15 @@ def test_a_launcher_that_waits_is_ended_as_a_user_would(tmp_path):
         "rank.wait()\n"
         "while True: time.sleep(0.1)\n"
     )
-    rank = "import os\nfrom tpimpi.guard import launchers\nlaunchers.see_off(0, os.getppid())\n"
-    process = subprocess.Popen([tmp_path / "mpiexec.hydra", "-c", head, rank, sys.executable])
+    see_off = f"launchers.see_off(0, os.getppid(){patience})"
+    rank = f"import os\nfrom tpimpi.guard import launchers\n{see_off}\n"
+    process = subprocess.Popen(
+        [tmp_path / "mpiexec.hydra", "-c", head, rank, sys.executable], stderr=subprocess.PIPE
+    )
     assert process.wait(timeout=30) == -signal.SIGKILL
     assert told.read_text() == "xxx"
+    assert process.stderr.read() == (b"tpimpi: all is done\n" if patience else b"")
+    process.stderr.close()
 
 
 def test_a_process_that_has_ended_is_not_taken_for_another():

@@ -80,7 +80,9 @@ class Status:
         self.peers = [Peer(self.memory, head + number * Peer.SIZE) for number in range(ranks)]
         self.own = self.peers[rank]
         self.timeout = TIMEOUT
-        self.own.host, self.own.doing, self.then = os.uname().nodename, "starting", AGAIN
+        for peer in self.peers:
+            peer.doing = "starting"
+        self.own.host, self.then = os.uname().nodename, AGAIN
 
     def begin(self, doing: str, then: str | None = None, unfinished: bool = False) -> None:
         """Note what is begun (`computing`), and what the next start will do if it is changed.

@@ -38,11 +38,11 @@ def rename(title: str) -> None:
         ctypes.memmove(start, data, len(data))
 
 
-def see_off(rank: int, launcher: int) -> None:
+def see_off(rank: int, launcher: int, patience: float = 0.0, text: str = "") -> None:
     """Let a process of its own end the launcher if that waits, once the ranks here have gone.
 
     Rank 0 ends the launcher's head if that is on its machine, the others what the launcher has
-    started on theirs.
+    started on theirs. It may wait so many seconds of `patience` first; then the text is told.
     """
     names, signals = (_HEADS, _HEAD_SIGNALS) if rank == 0 else (_PROXIES, _PROXY_SIGNALS)
     found = _ancestor(launcher, names)
@@ -54,6 +54,10 @@ def see_off(rank: int, launcher: int) -> None:
         for number in (0, 1, 2):  # whose end launchers wait for
             os.dup2(nowhere, number)
         os.closerange(3, 1024)
+        if patience and _has_ended_within(found, patience):
+            return
+        if text:
+            _write(found[0], text)
         _end(found, signals)
     finally:
         os._exit(0)
@@ -66,8 +70,17 @@ def standard_error(launcher: int) -> int:
     """
     if _ancestor(launcher, _HEADS) == _identity(launcher):
         with contextlib.suppress(OSError):  # not a file, as a socket
-            return os.open(f"/proc/{launcher}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+            return _open_errors(launcher)
     return 2
+
+
+def _open_errors(pid: int) -> int:
+    return os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY)
+
+
+def starts_directly(launcher: int) -> bool:
+    """Tell whether that process is a launcher's own, not a script that goes on after the rank."""
+    return _ancestor(launcher, _HEADS + _PROXIES) == _identity(launcher)
 
 
 def abort(launcher: int, code: int) -> bool:
@@ -86,15 +99,28 @@ def abort(launcher: int, code: int) -> bool:
     return True
 
 
+def _write(pid: int, text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(_open_errors(pid), f"tpimpi: {text}\n".encode())
+
+
 def _end(process: tuple[int, str], signals: tuple) -> None:
     start = time.monotonic()
     for seconds, number in signals:
-        while time.monotonic() < start + seconds:
-            if _identity(process[0]) != process:
-                return
-            time.sleep(NAP)
+        if _has_ended_within(process, start + seconds - time.monotonic()):
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process[0], number)
+
+
+def _has_ended_within(process: tuple[int, str], seconds: float) -> bool:
+    """Wait so long at most for a process to end; return whether it has."""
+    end = time.monotonic() + seconds
+    while _identity(process[0]) == process:
+        if time.monotonic() >= end:
+            return False
+        time.sleep(NAP)
+    return True
 
 
 def _ancestor(pid: int, names: tuple[str, ...]) -> tuple[int, str] | None:

@@ -29,6 +29,10 @@ from tpimpi.status import Status
 MOMENT = 0.6  # seconds that a rank has to end by itself after a signal; Open MPI kills after 1
 LINGER = 2.0  # ... that a launcher has to end a rank whose peer was the first to die
 FAILED = 1  # exit code
+STILL_WAITING = (
+    "all is done, but mpirun waits for a host that doesn't answer; it is ended after {:.0f} s "
+    "(--timeout)"
+)
 
 # Of a launcher, or of a user.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -150,6 +154,8 @@ class _Guard:
         unexpected = code != 0 and not interrupted and not own.said
         if unexpected:
             self._mourn(code)
+        elif code == 0 and own.rank == 0 and launchers.starts_directly(self._launcher):
+            launchers.see_off(0, self._launcher, own.timeout, STILL_WAITING.format(own.timeout))
         if interrupted or unexpected or own.alone or self._silence.over:
             if not self._signal:
                 launchers.see_off(own.rank, self._launcher)
