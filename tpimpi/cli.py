@@ -122,11 +122,19 @@ def _fail(sentence: str, code: int, speaks: bool = True) -> int:
 def _run(invocation, threads: int, world) -> int:
     """Run the command on all ranks. Returns the exit code, or takes all ranks down."""
     from tpimpi import launch
+    from tpimpi.comm.greeting import greet
     from tpimpi.comm.group import Group
     from tpimpi.comm.heartbeat import Heartbeat
     from tpimpi.comm.versions import agree_on_code
     from tpimpi.errors import MachineError, UserError, describe
 
+    try:
+        greet(world)
+    except MachineError as error:
+        _fail(str(error), 1, world.rank == 0)
+        if world.rank != 0:
+            time.sleep(SPOKEN)
+        return _take_down(world, 1)
     heartbeat, group = Heartbeat(world), Group(world)
     try:
         _on_signals(_interrupt)
@@ -143,18 +151,18 @@ def _run(invocation, threads: int, world) -> int:
             code = _fail(str(error), _code(error), group.rank == 0)
             heartbeat.stop()
             return code
-        return _abort(world, group, str(error), _code(error))
+        return _abort(world, str(error), _code(error))
     except KeyboardInterrupt as interrupt:
         return _interrupted(*interrupt.args)
     except BrokenPipeError:
-        return _abort(world, group, None, 1)
+        return _abort(world, None, 1)
     except (OSError, MemoryError) as error:
-        return _abort(world, group, describe(error), 1)
+        return _abort(world, describe(error), 1)
     except Exception as error:
         import traceback
 
         traceback.print_exc()  # a defect of the program, not the user's: show where
-        return _abort(world, group, f"internal error: {describe(error)}", 1)
+        return _abort(world, f"internal error: {describe(error)}", 1)
 
 
 def _interrupted(number: int = signal.SIGINT) -> int:
@@ -174,12 +182,16 @@ def _interrupted(number: int = signal.SIGINT) -> int:
     os._exit(128 + number)
 
 
-def _abort(world, group, sentence: str | None, code: int) -> int:
+def _abort(world, sentence: str | None, code: int) -> int:
     """Take all ranks down: those that wait in a collective would wait for ever."""
-    where = f"rank {group.rank} on {group.host}: " if group.size > 1 else ""
+    from tpimpi import status
+
+    where = f"rank {world.rank} on {status.current.own.host}: " if world.size > 1 else ""
     _fail(f"{where}{sentence}", code, sentence is not None)
-    if group.size == 1:
-        return code
+    return _take_down(world, code) if world.size > 1 else code
+
+
+def _take_down(world, code: int) -> int:
     from tpimpi import status
 
     status.current.alone = True

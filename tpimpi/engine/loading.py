@@ -47,11 +47,13 @@ def load(
         refused = error
     if comm is None:
         comm = launch.world()
+    from tpimpi.comm.greeting import greet
     from tpimpi.comm.group import Group
     from tpimpi.comm.versions import agree_on_code
     from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
     from tpimpi.memory.account import Work
 
+    greet(comm)
     group = Group(comm)
     try:
         group.agree(refused)

@@ -61,8 +61,9 @@ class Silence:
         if self._since[0] >= max(self._status.timeout, TIMEOUT) + later:
             self.over = True
             text = (
-                f"not all ranks have come to start within {self._seconds(0)}: is each host there, "
-                f"and its link? {self._status.then} (--timeout)"
+                f"not all ranks have come to start within {self._seconds(0)} (--timeout): is each "
+                "host there, and can each reach every other one, through firewalls and Wi-Fi? "
+                f"{self._status.then}"
             )
             return text if self._status.rank < 2 else None
         told = self._once(0, "waiting {} for all ranks to start")

@@ -1,0 +1,67 @@
+"""Ranks that can't reach each other are named before anybody waits for them."""
+
+import numpy as np
+import pytest
+
+from tpimpi.comm import greeting
+from tpimpi.comm.greeting import greet
+from tpimpi.errors import MachineError
+
+
+class _Cut:
+    """A communicator on which nothing passes between two ranks."""
+
+    def __init__(self, comm, pair):
+        self._comm, self._pair, self.rank, self.size = comm, pair, comm.rank, comm.size
+
+    def _is_cut(self, peer):
+        return {self.rank, peer} == self._pair
+
+    def Isend(self, buffer, peer, tag):
+        if self._is_cut(peer):
+            return _Never()
+        return self._comm.Isend(np.array(buffer), peer, tag)
+
+    def Irecv(self, buffer, peer, tag):
+        return _Never() if self._is_cut(peer) else self._comm.Irecv(buffer, peer, tag)
+
+
+class _Never:
+    def Test(self):
+        return False
+
+
+@pytest.fixture
+def own(comm):
+    made = comm.Dup()
+    yield made
+    made.Free()
+
+
+def test_all_that_reach_each_other_go_on(own):
+    assert greet(own) is None
+
+
+@pytest.mark.parametrize("pair", [{1, 2}, {0, 1}])
+def test_a_pair_that_does_not_is_named(own, pair, monkeypatch):
+    if own.size < 3:
+        pytest.skip("needs a third rank")
+    monkeypatch.setattr(greeting, "HEARING", 0.5)
+    one, other = sorted(pair)
+    if own.rank in (one, other) and one == 0 and own.rank:  # nobody can tell it
+        assert greet(_Cut(own, pair), seconds=0.3) is None
+    else:
+        with pytest.raises(MachineError) as error:
+            greet(_Cut(own, pair), seconds=0.3)
+        text = str(error.value)
+        if own.rank == 0:
+            assert f"no message passes between rank {one}" in text and f"and rank {other}" in text
+            assert "more pair" not in text and "firewall" in text and text.count(" between ") == 2
+    own.Barrier()
+
+
+def test_many_pairs_are_counted():
+    hosts = np.zeros((5, greeting.BYTES), np.uint8)
+    text = greeting._sentence(np.eye(5, dtype=np.uint8), hosts)
+    assert text.startswith("no message passes between rank 0 and rank 1, between rank 0 and rank 2")
+    assert ", and 7 more pairs: let" in text
