@@ -184,7 +184,9 @@ def _try(options, event: Event, moment: float, choice, folder: Path) -> list[str
         time.sleep(0.1)
     gone = time.monotonic() - struck
     if event.name in ("link", "int-link"):
-        while run.left() and time.monotonic() < struck + options.timeout + 2 * HELD:
+        starting = any("while starting" in told for told in run.sentences())
+        most = MEETING if starting else options.timeout + 2 * HELD
+        while run.left() and time.monotonic() < struck + most:
             time.sleep(0.1)
     left = run.left()
     if event.name in ("link", "int-link"):
