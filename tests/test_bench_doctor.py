@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from devices import GB, device, lan, speed
+from tpimpi import cgroups
 from tpimpi.bench import findings, link_findings
-from tpimpi.bench.device import Device, cpu_quota
+from tpimpi.bench.device import Device
 from tpimpi.bench.findings import FAILS, NOTE, SLOW, Job
 from tpimpi.bench.folder import Folder, file_system, look_at
 from tpimpi.comm.links import Link
@@ -243,7 +244,7 @@ def test_a_share_of_the_cores(tmp_path, version, files, quota):
     own.joinpath("cgroup").write_text("0::/mine\n" if version == 2 else "4:cpu,cpuacct:/mine\n")
     for name, text in files.items():
         (folder / name).write_text(text)
-    assert cpu_quota(tmp_path / "proc", tmp_path) == quota
+    assert cgroups.cpu_quota(tmp_path / "proc", tmp_path) == quota
 
 
 def test_which_file_system(tmp_path):

@@ -23,6 +23,7 @@ STEP = {
 PMI2 = STEP | {"PMI_FD": "11", "PMI_RANK": "1", "PMI_SIZE": "3"}
 PMIX = STEP | {"PMIX_RANK": "1", "PMIX_NAMESPACE": "slurm.pmix.1.1"}
 # Under mpirun in the batch script the tasks are hydra's daemons; each here has two ranks.
+TWO = {"MPI_LOCALNRANKS": "2"}
 HYDRA = BATCH | {
     "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1", "PMI_FD": "5", "PMI_RANK": "3",
     "PMI_SIZE": "4", "SLURM_NODEID": "1", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "2",
@@ -115,7 +116,7 @@ def test_ranks(told, variables, size, rank, local):
         (HYDRA | {"SLURM_CPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "8"}, 8, 4),
         # More ranks than cores, and no SLURM at all.
         (HYDRA, 2, 1),
-        ({"MPI_LOCALNRANKS": "2"}, 8, 4),
+        (TWO, 8, 4),
         ({}, 8, 8),
     ],
 )
@@ -127,6 +128,18 @@ def test_threads(told, monkeypatch, variables, allowed, threads):
     for name in [n for n in os.environ if n.startswith("NUMBA_")]:
         del os.environ[name]
     assert launch.prepare(3) == 3  # who names a number gets it
+
+
+@pytest.mark.parametrize(
+    ("variables", "quota", "threads"),
+    [({}, 2.0, 2), ({}, 2.5, 2), ({}, 0.3, 1), ({}, 16.0, 8), (TWO, 4.0, 2), (TWO, 1.0, 1)],
+)
+def test_threads_of_a_container(told, monkeypatch, variables, quota, threads):
+    told(variables)
+    monkeypatch.setattr(launch, "available_cores", lambda: 8)
+    monkeypatch.setattr(launch, "wake_punctually", lambda: None)
+    monkeypatch.setattr(launch.cgroups, "cpu_quota", lambda: quota)
+    assert launch.prepare(None) == threads
 
 
 def test_who_yields_its_core(told, monkeypatch):

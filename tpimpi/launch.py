@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from tpimpi import numba_settings, slurm
+from tpimpi import cgroups, numba_settings, slurm
 from tpimpi.errors import MachineError
 
 # mpirun's own before SLURM's: under mpirun the tasks of a step are its daemons.
@@ -98,8 +98,9 @@ def wake_punctually() -> None:
 def prepare(threads: int | None) -> int:
     """Set the environment for MPI and numba; return the number of threads of this rank.
 
-    None stands for the cores of the node / ranks on it, or what SLURM was asked for a task. Raises
-    UserError, and MachineError where SLURM contradicts itself.
+    None stands for the cores of the node / ranks on it, of which a container may have a part, or
+    what SLURM was asked for a task. Raises UserError, and MachineError where SLURM contradicts
+    itself.
     """
     asked = threads is not None
     for name, value in _SAME_SUMS.items():  # whatever is refused: MPI may be initialized for that
@@ -107,6 +108,9 @@ def prepare(threads: int | None) -> int:
     local = _first_number(_LOCAL_SIZES, 0) or slurm.local_tasks(os.environ)
     allowed = available_cores()
     cores = slurm.cores_of_node(os.environ) or allowed
+    quota = cgroups.cpu_quota()
+    if quota is not None:  # more threads would be stopped for most of each period
+        cores = min(cores, max(1, int(quota)))
     share = min(slurm.cores_of_task(os.environ) or cores, max(1, cores // local), allowed)
     threads = numba_settings.settle(threads or share, asked, allowed)
     settings = dict(_WAITING)

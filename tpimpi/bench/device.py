@@ -9,12 +9,12 @@ import socket
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from tpimpi import __version__, launch
+from tpimpi import __version__, cgroups, launch
 from tpimpi.bench.folder import Folder, look_at
 from tpimpi.bench.result import machine
 from tpimpi.comm.versions import code_digest, versions_of_libraries
 from tpimpi.errors import UserError
-from tpimpi.memory.process import cgroups, free_memory
+from tpimpi.memory.process import free_memory
 from tpimpi.paths import cache_directory
 
 
@@ -65,7 +65,7 @@ def device_of(rank: int, threads: int, save_dir: str | None) -> Device:
     return Device(
         rank=rank, host=socket.gethostname(), machine=_machine(), processor=machine()["processor"],
         cores=tuple(sorted(launch.allowed_cores())), machine_cores=os.cpu_count() or 1,
-        quota=cpu_quota(), threads=threads,
+        quota=cgroups.cpu_quota(), threads=threads,
         memory_bytes=free.node if free.cgroup is None else min(free.node, free.cgroup),
         version=__version__, sources=code_digest(), libraries=versions_of_libraries(),
         mpi=" ".join(name.replace("Version:", "").split()), slurm="SLURM_JOB_ID" in os.environ,
@@ -86,20 +86,3 @@ def _machine(proc: Path = Path("/proc")) -> str:
         return (proc / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
     except OSError:  # not Linux
         return platform.node()
-
-
-def cpu_quota(proc: Path = Path("/proc"), root: Path = Path("/")) -> float | None:
-    """Return how many cores the tightest cgroup (version 1 or 2) gives; None: all."""
-    found = []
-    for folder, version in cgroups("cpu", proc, root):
-        try:
-            if version == 2:
-                quota, period = (folder / "cpu.max").read_text().split()
-            else:
-                quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-                period = (folder / "cpu.cfs_period_us").read_text()
-        except OSError:
-            continue  # the root group has none
-        if quota.isdigit():  # not max, nor -1
-            found.append(int(quota) / int(period))
-    return min(found, default=None)

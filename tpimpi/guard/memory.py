@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_ROOT = Path("/sys/fs/cgroup")
+from tpimpi import cgroups
 
 
 class OutOfMemory:
@@ -30,15 +30,5 @@ class OutOfMemory:
 
 
 def _of_cgroup() -> list[Path]:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    files = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2
-            files.append(_ROOT / path.lstrip("/") / "memory.events")
-        elif "memory" in controllers.split(","):
-            files.append(_ROOT / "memory" / path.lstrip("/") / "memory.oom_control")
-    return files
+    names = {1: "memory.oom_control", 2: "memory.events"}
+    return [folder / names[version] for folder, version in cgroups.folders("memory")]

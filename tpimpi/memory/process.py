@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tpimpi import cgroups
+
 # A part of a file that this process has mapped and may not write to.
 _READ_ONLY = re.compile(
     r"(?P<first>[0-9a-f]+)-(?P<last>[0-9a-f]+) r-[x-]p \S+ \S+ \S+ +(?P<path>.*)"
@@ -88,7 +90,7 @@ class FreeMemory:
 def free_memory(proc: Path = Path("/proc"), root: Path = Path("/")) -> FreeMemory:
     """Return what the node and the process's cgroups (versions 1 and 2) can still give."""
     tightest, path = None, ""
-    for folder, version in cgroups("memory", proc, root):
+    for folder, version in cgroups.folders("memory", proc, root):
         left = _cgroup_left(folder, version)
         if left is not None and (tightest is None or left < tightest):
             tightest, path = left, str(folder)
@@ -103,44 +105,6 @@ def _node_available(proc: Path) -> int:
     except OSError:
         pass  # not Linux: the estimate below
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def cgroups(
-    controller: str, proc: Path = Path("/proc"), root: Path = Path("/")
-) -> list[tuple[Path, int]]:
-    """List a controller's cgroups that hold this process, innermost first, and their version.
-
-    In a container the path of /proc/self/cgroup may lie outside of what is mounted; then the mount
-    itself is the container's own group.
-    """
-    try:
-        mounts = (proc / "self" / "mountinfo").read_text().splitlines()
-        groups = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in mounts:
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        if kind == "cgroup2":
-            version, own = 2, [g.split(":", 2)[2] for g in groups if g.startswith("0::")]
-        elif kind == "cgroup" and controller in options.split()[-1].split(","):
-            named = (g.split(":", 2) for g in groups)
-            version, own = 1, [path for _, names, path in named if controller in names.split(",")]
-        else:
-            continue
-        base, mount = left.split(" ")[3:5]
-        for path in own:
-            found += [(f, version) for f in _upwards(root / mount.lstrip("/"), path, base)]
-    return found
-
-
-def _upwards(mount: Path, path: str, base: str) -> list[Path]:
-    inside = path[len(base) :] if base != "/" and path.startswith(base) else path
-    folder = mount / inside.strip("/")
-    if not folder.is_dir():
-        return [mount]
-    return [folder, *(p for p in folder.parents if p == mount or mount in p.parents)]
 
 
 def _cgroup_left(folder: Path, version: int) -> int | None:
