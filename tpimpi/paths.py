@@ -16,9 +16,12 @@ def cache_directory() -> Path:
     return Path(base) / "tpimpi"
 
 
+def there(path: Path) -> Path:
+    """Return a path, or the nearest one above it that exists."""
+    return next(one for one in (path, *path.absolute().parents) if one.exists())
+
+
 def free_disk(path: Path) -> int:
     """Return the bytes free where `path` lies or would lie."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    disk = os.statvfs(path)
+    disk = os.statvfs(there(path))
     return disk.f_bavail * disk.f_frsize

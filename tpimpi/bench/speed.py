@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tpimpi.bench.folder import Probe, there
 from tpimpi.comm.group import Group
 from tpimpi.errors import MachineError, describe
 from tpimpi.kernels.matmul import matmul
@@ -21,9 +20,13 @@ from tpimpi.kernels.pages import huge_pages
 from tpimpi.kernels.reading import read_memory
 from tpimpi.memory.process import free_memory
 from tpimpi.model.encoding import ENCODINGS
+from tpimpi.paths import there
+from tpimpi.tape.probe import NAME, Probe, reading_rate
+from tpimpi.tape.tape import Tape
 
 SECONDS = 0.4  # of each measurement: four periods of a cgroup's share of a core
 PRODUCT = (192, 256, 512)  # T, N, K: weights and results stay in the caches
+RING_BYTES = 16 << 20  # of a probe's tape
 MEMORY_BYTES = 128 << 20  # read by the ranks of a node, where it has so much: more than caches hold
 
 
@@ -61,7 +64,7 @@ def measure_speed(group: Group, threads: int, folder: Path | None, encoding: str
         meet(group)
         if probe:
             try:
-                disk = probe.read_rate(SECONDS)
+                disk = _disk(probe)
             except MachineError as error:
                 trouble = str(error)
         meet(group)
@@ -69,6 +72,14 @@ def measure_speed(group: Group, threads: int, folder: Path | None, encoding: str
         if probe:
             probe.close()
     return Speed(flops, memory, disk, probe.write_rate if probe else None, trouble, sees)
+
+
+def _disk(probe: Probe) -> float:
+    tape = Tape(probe, [NAME], {}, RING_BYTES)
+    try:
+        return reading_rate(tape, [NAME], SECONDS)
+    finally:
+        tape.close()
 
 
 def meet(group: Group) -> None:

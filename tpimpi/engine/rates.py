@@ -6,8 +6,6 @@ up to the machine's.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from tpimpi.comm.group import Group
-from tpimpi.errors import MachineError
 from tpimpi.kernels.matmul import matmul
 from tpimpi.kernels.pages import huge_pages
 from tpimpi.model.config import ModelConfig
 from tpimpi.model.encoding import ENCODINGS, ROWS
-from tpimpi.paths import free_disk
-from tpimpi.shards.layout import StoredTensor, shard_name
+from tpimpi.shards.layout import shard_name
 from tpimpi.shards.shard import Shard
+from tpimpi.tape.probe import NAME, Probe, reading_rate
 from tpimpi.tape.tape import Tape
-from tpimpi.units import size
 
 KERNEL_BYTES = 128 << 20  # of weights: far more than most caches
 # Of a few turns the second best counts: what else a machine does for a moment is not what it can
 # do. Each is some whole periods in which a cgroup hands out a core's time, commonly 0.1 s.
 TURNS, TURN_SECONDS = 5, 0.4
-PROBE_BYTES, PROBE_SECONDS = 128 << 20, 0.5  # a file that is written to time the disk's reads
+WRITE_SECONDS, READ_SECONDS = 1.0, 0.5  # of a disk without a shard, and of any
 RING_BYTES = 32 << 20  # enough for all reads in flight
 
 
@@ -68,81 +64,28 @@ def kernel_rate(
     return rate
 
 
-class _Probe:
-    """A file of zeros on a disk, read like a shard of one tensor."""
-
-    def __init__(self, folder: Path):
-        while not folder.is_dir():
-            folder = folder.parent
-        free = free_disk(folder)
-        nbytes = min(PROBE_BYTES, free // 4 // 2**20 * 2**20)
-        if not nbytes:
-            raise MachineError(
-                f"the disk of {folder} has {size(free)} free, too few to time its reads; "
-                "free some space or name another folder with --save-dir"
-            )
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".tpimpi-probe-", delete=False) as file:
-            self.path = Path(file.name)
-            try:
-                for _ in range(0, nbytes, 1 << 20):
-                    file.write(bytes(1 << 20))
-                os.fsync(file.fileno())
-            except OSError:
-                self.path.unlink()
-                raise
-        columns = 1024
-        panels = nbytes // ENCODINGS["f32"].panel_bytes(columns)
-        self.fd = os.open(self.path, os.O_RDONLY)
-        self.tensor = StoredTensor("probe", "f32", (panels * ROWS, columns), 0, in_panels=True)
-
-    def __getitem__(self, _name: str) -> StoredTensor:
-        return self.tensor
-
-    def close(self) -> None:
-        """Close and remove the file."""
-        os.close(self.fd)
-        self.path.unlink()
-
-
 def disk_rate(group: Group, folder: Path, names: Sequence[str], ring: int = RING_BYTES) -> float:
     """Return this rank's bytes/s from the tape without arithmetic, while all read (collective).
 
     It is that of the tape's tensors `names` in a shard in `folder`, or of a file there.
     """
-    source: Shard | _Probe | None = None
+    source: Shard | Probe | None = None
     with group.together():
         path = folder / shard_name(group.rank, group.size)
         if path.exists():
             source = Shard(path)
             names = [name for name in names if name in source]  # it may be of another shape
         else:
-            source, names = _Probe(folder), ["probe"]
-    try:
-        return _tape_rate(group, source, names, ring)
-    finally:
-        source.close()
-
-
-def _tape_rate(group: Group, shard: Shard | _Probe, names: Sequence[str], ring: int) -> float:
-    read, took = 0, PROBE_SECONDS
-    with group.together():
-        tape = Tape(shard, names, {}, ring)
-    group.rest_until(group.comm.Ibarrier().Test)  # spinning would disturb those that are late
+            source, names = Probe(folder, WRITE_SECONDS), [NAME]
+    tape, rate = None, 0.0
     try:
         with group.together():
-            start = time.perf_counter()
-            if tape.streamed_bytes:
-                for _, weights in _laps(tape, names):
-                    read += weights.nbytes
-                    took = time.perf_counter() - start
-                    if took > PROBE_SECONDS:
-                        break
+            tape = Tape(source, names, {}, ring)
+        group.rest_until(group.comm.Ibarrier().Test)  # spinning would disturb those that are late
+        with group.together():
+            rate = reading_rate(tape, names, READ_SECONDS)
     finally:
-        tape.close()
-    return read / took
-
-
-def _laps(tape: Tape, names: Sequence[str]):
-    while True:
-        for name in names:
-            yield from tape.take(name)
+        if tape is not None:
+            tape.close()
+        source.close()
+    return rate
