@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 from mpi4py import MPI
 
+from tpimpi import status
 from tpimpi.errors import MachineError
 
 SECONDS = 30.0  # for messages of some bytes, once all have come through MPI_Init
@@ -41,7 +42,7 @@ def greet(comm: MPI.Comm, seconds: float = SECONDS) -> None:
     heard = hosts.any(axis=1).astype(np.uint8)  # [ranks]
     told = _tell(comm, heard, seconds)
     if told is not None and not told.all():
-        raise MachineError(_sentence(told, hosts))
+        raise MachineError(_sentence(told, hosts, seconds))
 
 
 def _tell(comm: MPI.Comm, heard: np.ndarray, seconds: float) -> np.ndarray | None:
@@ -90,20 +91,28 @@ def _wait(requests: list[MPI.Request], seconds: float) -> bool:
     return True
 
 
-def _sentence(told: np.ndarray, hosts: np.ndarray) -> str:
-    """Return which pairs can't reach each other, and what is commonly in the way."""
-    said = [bool(row.any()) for row in told]  # of others it is not known what they heard
-    pairs = [
-        (one, other)
-        for one in range(len(told))
-        for other in range(one + 1, len(told))
-        if (said[one] and not told[one, other]) or (said[other] and not told[other, one])
-    ]
+def _sentence(told: np.ndarray, hosts: np.ndarray, seconds: float) -> str:
+    """Return who was not heard of, or which pairs can't reach each other, and what is in the way.
+
+    Of a rank that rank 0 has not heard of, it is not known what it heard: it may not have come.
+    """
+    ranks = range(len(told))
 
     def named(rank: int) -> str:
         host = bytes(hosts[rank]).rstrip(b"\0").decode(errors="replace")
         return f"rank {rank} on {host}" if host else f"rank {rank}"
 
+    silent = [rank for rank in ranks if not told[0, rank]]
+    if silent:
+        names = [f"rank {rank}" for rank in silent[:SHOWN]]
+        more = f" and {len(silent) - SHOWN} more" if len(silent) > SHOWN else ""
+        return (
+            f"nothing was heard of {', '.join(names)}{more} for {seconds:.0f} s after the start: is "
+            "each host there, and can each reach every other one, through firewalls and Wi-Fi? "
+            f"{status.current.then}"
+        )
+    heard = told & told.T
+    pairs = [(one, other) for one in ranks for other in ranks[one + 1 :] if not heard[one, other]]
     names = [f"{named(one)} and {named(other)}" for one, other in pairs[:SHOWN]]
     more = f", and {len(pairs) - SHOWN} more pairs" if len(pairs) > SHOWN else ""
     return (
