@@ -107,8 +107,8 @@ def _sentence(told: np.ndarray, hosts: np.ndarray, seconds: float) -> str:
         names = [f"rank {rank}" for rank in silent[:SHOWN]]
         more = f" and {len(silent) - SHOWN} more" if len(silent) > SHOWN else ""
         return (
-            f"nothing was heard of {', '.join(names)}{more} for {seconds:.0f} s after the start: is "
-            "each host there, and can each reach every other one, through firewalls and Wi-Fi? "
+            f"nothing was heard of {', '.join(names)}{more} for {seconds:.0f} s after the start: "
+            "is each host there, and can each reach every other one, through firewalls and Wi-Fi? "
             f"{status.current.then}"
         )
     heard = told & told.T
