@@ -29,6 +29,7 @@ from tpimpi.model.config import ModelConfig
 from tpimpi.progress import Progress
 
 HASH_BYTES = 32
+ORIGIN_BYTES = 20
 INDIFFERENT = ("name", "bos_token_id", "eos_token_ids", "max_positions")  # change no number
 _EDGE = 4096  # bytes at both ends of each tensor that go into the fingerprint
 _READ = 4 << 20  # bytes hashed at a time
@@ -57,6 +58,13 @@ def quick_fingerprint(
 def new_hash():
     """Return an empty hash of a tensor's bytes: the fastest where a CPU has no help for SHA."""
     return hashlib.blake2b(digest_size=HASH_BYTES)
+
+
+def origin_of(checkpoint, source: str) -> bytes:
+    """Return what names a tensor of a checkpoint, and the state of its file, in ORIGIN_BYTES."""
+    tensor = checkpoint.weight(source)
+    text = f"{checkpoint.states[tensor.path]}|{tensor.offset}+{tensor.nbytes}"
+    return hashlib.sha256(text.encode()).digest()[:ORIGIN_BYTES]
 
 
 class TensorHashes:

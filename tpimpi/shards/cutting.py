@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpimpi.checkpoint.fingerprint import TensorHashes
+from tpimpi.checkpoint.fingerprint import TensorHashes, origin_of
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
 from tpimpi.console import say
@@ -57,6 +57,7 @@ class Cutting:
         self._names = device_names(group)
         self._writer: ShardWriter | None = None
         self._done = [not missing[group.rank]] * len(mine.pieces)
+        self._rows = [0] * len(mine.pieces)  # that are there of what is not done
 
     def run(self) -> None:
         """Write what is still to be written (collective)."""
@@ -68,6 +69,8 @@ class Cutting:
             self._open()
             self._find()
             local = self._open_local(held)
+            self._resume(local)
+            self._tell()
             self._round(local)
             if any(group.comm.allgather(local is not None)):
                 self._compare(local)
@@ -97,7 +100,7 @@ class Cutting:
                     )
 
     def _find(self) -> None:
-        """Find what is there of an earlier run, and tell it."""
+        """Find what is there of an earlier run."""
         group, found = self._group, [None] * len(self._mine.pieces)
         checking = Waiting("waiting for ranks that check what they have", group.rank)
         with checking, group.together():
@@ -105,6 +108,10 @@ class Cutting:
                 found = self._writer.done(speaks=group.rank == 0)
             checking.begin()
         self._settle(found)
+
+    def _tell(self) -> None:
+        """Tell what is there of an earlier run."""
+        group = self._group
         told = group.comm.gather((self._writer.kept, self._writer.nbytes) if self._writer else None)
         sentence = found_sentence(self._names, told) if told else None
         if sentence:
@@ -121,6 +128,22 @@ class Cutting:
             if not self._done[index]:
                 self._writer.restart(index)
 
+    def _resume(self, local: LocalCheckpoint | None) -> None:
+        """Go on with tensors that were begun, if they were cut from files as they are now."""
+        group, mine = self._group, self._mine.pieces
+        begun = {} if self._writer is None else self._writer.begun
+        begun = {index: note for index, note in begun.items() if not self._done[index]}
+        asked = group.comm.gather({mine[index].source for index in begun})
+        true = None
+        if asked is not None and self._checkpoint:
+            true = {s: origin_of(self._checkpoint, s) for s in sorted(set().union(*asked))}
+        true = group.comm.bcast(true)
+        for index, note in begun.items():
+            source = mine[index].source
+            now = origin_of(local.checkpoint, source) if local else true[source]
+            if note.origin == now:
+                self._rows[index] = self._writer.resume(index)
+
     def _open_local(self, held: ExitStack) -> LocalCheckpoint | None:
         """Open this machine's own checkpoint, None where it is not to be used or can't be."""
         group, mine, local = self._group, self._mine, None
@@ -135,7 +158,8 @@ class Cutting:
         """Bring what is not done: from rank 0's checkpoint, or from this rank's own one."""
         group, left = self._group, self._left()
         takes = not all(self._done) and local is None
-        asked = group.comm.gather(self._done if local is None else [True] * len(self._done))
+        there = [None if done else r for done, r in zip(self._done, self._rows, strict=True)]
+        asked = group.comm.gather(there if local is None else [None] * len(there))
         hashed = group.comm.gather(self._sources() if local else set())
         lefts = group.comm.gather((takes, left))
         waiting = Waiting("waiting for ranks that write their shards", group.rank)
@@ -165,22 +189,28 @@ class Cutting:
 
     def _left(self) -> int:
         """Return the bytes of rows that are not there yet."""
-        return sum(n for n, done in zip(self._nbytes(), self._done, strict=True) if not done)
+        left = 0
+        for index, (piece, nbytes) in enumerate(
+            zip(self._mine.pieces, self._nbytes(), strict=True)
+        ):
+            if not self._done[index] and nbytes:
+                left += nbytes - nbytes * self._rows[index] // piece.shape[0]
+        return left
 
     def _sources(self) -> set[str]:
         """Return the tensors of which something is not there yet."""
         return {p.source for p, done in zip(self._mine.pieces, self._done, strict=True) if not done}
 
-    def _pending(self, done: list[list[bool]], hashed: set[str]) -> dict[str, list[Job]]:
+    def _pending(self, there: list[list[int | None]], hashed: set[str]) -> dict[str, list[Job]]:
         """Group what is not done by source, in the order of the tape.
 
         Those whose hash is asked for, but not known, are there in any case.
         """
         jobs: dict[str, list[Job]] = {piece.source: [] for piece in self._lists[0]}  # it uses all
-        for rank, (pieces, there) in enumerate(zip(self._lists, done, strict=True)):
+        for rank, (pieces, rows) in enumerate(zip(self._lists, there, strict=True)):
             for index, piece in enumerate(pieces):
-                if not there[index]:
-                    jobs[piece.source].append((rank, index, piece))
+                if rows[index] is not None:
+                    jobs[piece.source].append(Job(rank, index, piece, rows[index]))
         unknown = {source for source in hashed if self._hashes.get(source) is None}
         return {source: some for source, some in jobs.items() if some or source in unknown}
 
@@ -207,7 +237,8 @@ class Cutting:
         rank, own, jobs = self._group.rank, WriterThread(self._writer), {}
         for index, (piece, done) in enumerate(zip(self._mine.pieces, self._done, strict=True)):
             if not done:
-                jobs.setdefault(piece.source, []).append((rank, index, piece))
+                job = Job(rank, index, piece, self._rows[index])
+                jobs.setdefault(piece.source, []).append(job)
         with ExitStack() as held:
             held.callback(own.close, leave=True)
             bar = held.enter_context(self._progress("cutting its shard"))
@@ -231,6 +262,7 @@ class Cutting:
                     self._done[index] = True
                 else:
                     self._writer.restart(index)
+                    self._rows[index] = 0
                     other = other or f"{local.directory} has another {piece.source} than rank 0's"
             other = local.why or other
         tell_unusable(self._group, self._names, other)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tpimpi.checkpoint.fingerprint import TensorHashes, new_hash
+from tpimpi.checkpoint.fingerprint import TensorHashes, new_hash, origin_of
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
 from tpimpi.model.tensors import Piece
@@ -26,7 +26,24 @@ POOL = 16 << 20  # bytes of messages on their way to all ranks, and being read f
 MANY = 8  # ranks that share the pool; where there are more they take turns
 THREADS = 2  # that read and hash
 
-Job = tuple[int, int, Piece]  # rank, its number of the tensor, what it owns of it
+
+@dataclass(frozen=True)
+class Job:
+    """A piece that a rank is to get: the rank, its number of the tensor, what it owns of it."""
+
+    rank: int
+    index: int
+    piece: Piece
+    done: int = 0  # rows of it that the rank has already
+
+    @property
+    def start(self) -> int:
+        """The row of the tensor from which on the rank needs it."""
+        return self.piece.rows.start + self.done
+
+    def needs(self, row: int) -> bool:
+        """Whether the rank is to get that row of the tensor, or some of it."""
+        return self.start <= row < self.piece.rows.stop and self.piece.size > 0
 
 
 @dataclass
@@ -36,6 +53,7 @@ class _Tensor:
     source: str
     jobs: list[Job]
     known: bytes | None  # its hash, if it need not be taken
+    origin: bytes  # see `fingerprint.origin_of`
     rows: int
     row_bytes: int
     at: int = 0  # row
@@ -45,8 +63,8 @@ class _Tensor:
     def next_rows(self) -> slice:
         """Return the rows that are read next: such as are for the same ranks."""
         at, bounds = self._wanted(self.at), [self.rows]
-        for _, _, piece in self.jobs:
-            bounds += [piece.rows.start, piece.rows.stop]
+        for job in self.jobs:
+            bounds += [job.start, job.piece.rows.stop]
         end = min(at + max(1, CHUNK // max(self.row_bytes, 1)), self.rows)
         return slice(at, min([end, *(bound for bound in bounds if bound > at)]))
 
@@ -54,15 +72,15 @@ class _Tensor:
         """Return the next row that somebody needs; the hash needs all of them."""
         if self.known is None:
             return at
-        later = [max(at, p.rows.start) for _, _, p in self.jobs if p.rows.stop > at and p.size]
+        later = [
+            max(at, job.start) for job in self.jobs
+            if job.piece.rows.stop > max(at, job.start) and job.piece.size
+        ]  # fmt: skip
         return min(later, default=self.rows)
 
     def owners(self, rows: slice) -> list[Job]:
         """Return for whom these rows are."""
-        return [
-            job for job in self.jobs
-            if job[2].rows.start <= rows.start < job[2].rows.stop and job[2].size
-        ]  # fmt: skip
+        return [job for job in self.jobs if job.needs(rows.start)]
 
     def nbytes(self, rows: slice, piece: Piece) -> int:
         """Return the bytes of a piece's part of these rows."""
@@ -75,7 +93,7 @@ class _Tensor:
 class Feed:
     """Bring what is pending to the writers of all ranks that `jobs` name.
 
-    `jobs` are {source: [(rank, index, piece), ...]} in the order in which they are begun. `own` is
+    `jobs` are those of each source, in the order in which they are begun. `own` is
     this rank's writer; `arrived` is told rank and bytes of what was written here or came there.
     Tensors whose hash is not known are read whole, hashed, and noted in `hashes`.
     """
@@ -141,8 +159,9 @@ class Feed:
                 return
             tensor = self._checkpoint.weight(source)
             rows = tensor.shape[0]
-            known = self._hashes.get(source)
-            self._open.append(_Tensor(source, jobs, known, rows, tensor.nbytes // max(rows, 1)))
+            known, row_bytes = self._hashes.get(source), tensor.nbytes // max(rows, 1)
+            origin = origin_of(self._checkpoint, source)
+            self._open.append(_Tensor(source, jobs, known, origin, rows, row_bytes))
 
     def _collect(self) -> int:
         """Count what has arrived."""
@@ -163,7 +182,8 @@ class Feed:
             if tensor.reading is not None:
                 continue
             rows = tensor.next_rows()
-            shares = {rank: tensor.nbytes(rows, piece) for rank, _, piece in tensor.owners(rows)}
+            owners = tensor.owners(rows)
+            shares = {job.rank: tensor.nbytes(rows, job.piece) for job in owners}
             if any(
                 self._on_the_way[rank] and self._on_the_way[rank] + nbytes > self._room
                 for rank, nbytes in shares.items()
@@ -171,8 +191,8 @@ class Feed:
                 continue
             if sum(self._on_the_way) + sum(shares.values()) > POOL and any(self._on_the_way):
                 return count
-            for rank, _, piece in tensor.owners(rows):
-                self._on_the_way[rank] += tensor.nbytes(rows, piece)
+            for job in owners:
+                self._on_the_way[job.rank] += tensor.nbytes(rows, job.piece)
             tensor.at = rows.stop
             tensor.reading = pool.submit(self._cut, tensor, rows)
             count += 1
@@ -184,10 +204,12 @@ class Feed:
             return []
         owners, count = tensor.owners(rows), rows.stop - rows.start
         cut = [
-            (rank, message(index, count, tensor.nbytes(rows, piece), memory=self._memory))
-            for rank, index, piece in owners
-        ]
-        straight = len(owners) == 1 and owners[0][2].columns is None
+            (job.rank, message(
+                job.index, count, tensor.nbytes(rows, job.piece), tensor.origin, self._memory
+            ))
+            for job in owners
+        ]  # fmt: skip
+        straight = len(owners) == 1 and owners[0].piece.columns is None
         whole = (
             cut[0][1][HEADER_BYTES:] if straight else self._memory.take(count * tensor.row_bytes)
         )
@@ -195,8 +217,9 @@ class Feed:
         if tensor.known is None:
             tensor.digest.update(whole)
         if not straight:
-            for (_, one), (_, _, piece) in zip(cut, owners, strict=True):
-                part = data if piece.columns is None else data[:, piece.columns]
+            for (_, one), job in zip(cut, owners, strict=True):
+                columns = job.piece.columns
+                part = data if columns is None else data[:, columns]
                 one[HEADER_BYTES:].view(data.dtype).reshape(part.shape)[...] = part
             self._memory.give_back(whole)
         return cut
@@ -219,8 +242,8 @@ class Feed:
         digest = tensor.known or tensor.digest.digest()
         if tensor.known is None:
             self._hashes.put(tensor.source, digest)
-        for rank, index, _ in tensor.jobs:
-            self._outbox.post(rank, message(index, source=digest))
+        for job in tensor.jobs:
+            self._outbox.post(job.rank, message(job.index, source=digest))
 
     def _nothing_left(self) -> bool:
         self._collect()

@@ -15,9 +15,10 @@ PACKED_BYTES = 1 << 20  # of the panels that are packed at a time: what is packe
 class Gatherer:
     """Pack the rows of one matrix as they come, in order; fewer than ROWS are kept over."""
 
-    def __init__(self, tensor: StoredTensor):
+    def __init__(self, tensor: StoredTensor, done: int = 0):
+        """Begin after the first `done` rows, which are whole panels."""
         self._encoding = ENCODINGS[tensor.encoding]
-        self._left = tensor.shape[0]  # rows that have yet to come
+        self._left = tensor.shape[0] - done  # rows that have yet to come
         self._over = self._encoding.zeros(0, tensor.shape[1])  # [o, K] without a whole panel
         self._step = max(1, PACKED_BYTES // tensor.panel_bytes) * ROWS  # rows
 

@@ -1,7 +1,8 @@
 """What travels to the ranks that own pieces of tensors: messages, each a header and rows.
 
 The header is [tensor, rows, bytes of them, 0, 4 words of hash]. No rows: the tensor has come to its
-end, and the hash is that of its source. Tensor -1: nothing more will come. Whoever gets rows packs
+end, and the hash is that of its source. With rows the same place names their origin, so that an
+interrupted run can go on after them. Tensor -1: nothing more will come. Whoever gets rows packs
 them.
 """
 
@@ -56,7 +57,9 @@ def message(
     header[:] = 0
     header[:3] = index, rows, nbytes - HEADER_BYTES
     if source:
-        data[HEADER_BYTES - HASH_BYTES : HEADER_BYTES] = np.frombuffer(source, np.uint8)
+        data[HEADER_BYTES - HASH_BYTES : HEADER_BYTES] = np.frombuffer(
+            source.ljust(HASH_BYTES, b"\0"), np.uint8
+        )
     return data
 
 

@@ -91,9 +91,13 @@ def _stored(file: h5py.File, name: str) -> StoredTensor:
     return replace(tensor, offset=dataset.id.get_offset()) if tensor.nbytes else tensor
 
 
-def crc_of(fd: int, tensor: StoredTensor, bar: Progress) -> int:
-    """Return the CRC-32 of a tensor's bytes in an open file, -1 if the file ends too early."""
-    crc, at, end = 0, tensor.offset, tensor.offset + tensor.nbytes
+def crc_of(fd: int, tensor: StoredTensor, bar: Progress, nbytes: int | None = None) -> int:
+    """Return the CRC-32 of a tensor's bytes in an open file, or of its first `nbytes`.
+
+    -1 if the file ends too early.
+    """
+    crc, at = 0, tensor.offset
+    end = at + (tensor.nbytes if nbytes is None else nbytes)
     while at < end:
         data = os.pread(fd, min(8 << 20, end - at), at)
         if not data:

@@ -3,7 +3,8 @@
 All metadata is created first, sealed, and the HDF5 file closed; the numbers then go to the
 datasets' own offsets with plain writes, those of matrices as panels. So the file is whole at
 every moment: a killed conversion leaves a valid `.partial` whose `/checksums` tell which tensors
-are there (0: not yet), and whose `/sources` tell of which content they are.
+are there (0: not yet), and whose `/sources` tell of which content they are; of a matrix that is
+being written, how many of its rows are there (see `begun`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tpimpi.errors import MachineError, UserError, describe
 from tpimpi.model.tensors import Piece
 from tpimpi.paths import free_disk
 from tpimpi.progress import Progress
+from tpimpi.shards.begun import BEGUN, Begun, bytes_of_rows, rows_of_bytes
 from tpimpi.shards.creation import create
 from tpimpi.shards.gather import Gatherer
 from tpimpi.shards.layout import Identity, StoredTensor, stored
@@ -113,6 +115,8 @@ class ShardWriter:
         self._ends = [0] * len(self.tensors)  # the byte where each goes on
         self._gatherers: dict[int, Gatherer] = {}
         self._whole: set[int] = set()  # tensors that are there
+        self._noted: dict[int, int] = {}  # bytes of those of which some rows are
+        self.begun: dict[int, Begun] = {}  # found of an earlier run
         self._flushed = 0  # bytes written since the disk was last told to take them
         for index in range(len(self.tensors)):
             self.restart(index)
@@ -151,22 +155,34 @@ class ShardWriter:
     def done(self, speaks: bool = False) -> list[bytes | None]:
         """Tell of what content the tensors are that are there; None: it isn't there.
 
-        Each was read again and its checksum compared.
+        `begun` then tells of those of which some rows are. All was read again and its checksums
+        compared.
         """
         sums, sources = read_tables(self._fd, self._layout)
-        there = [t.nbytes for t, s in zip(self.tensors, sums, strict=True) if s]
-        with Progress("checking what is there already", sum(there), speaks=speaks) as bar:
+        table = list(zip(self.tensors, map(int, sums), sources, strict=True))
+        begun = {
+            index: note for index, (tensor, crc, data) in enumerate(table)
+            if crc == BEGUN and (note := Begun.from_bytes(data, tensor))
+        }  # fmt: skip
+        parts = {i: bytes_of_rows(self.tensors[i], note.rows) for i, note in begun.items()}
+        total = sum(t.nbytes for t, crc, _ in table if crc & WRITTEN) + sum(parts.values())
+        with Progress("checking what is there already", total, speaks=speaks) as bar:
             found = [
-                source if s and int(s) == WRITTEN + crc_of(self._fd, t, bar) else None
-                for s, t, source in zip(sums, self.tensors, sources, strict=True)
+                source if crc & WRITTEN and crc == WRITTEN + crc_of(self._fd, t, bar) else None
+                for t, crc, source in table
             ]
+            self.begun = {
+                index: note for index, note in begun.items()
+                if crc_of(self._fd, self.tensors[index], bar, parts[index]) == note.crc
+            }  # fmt: skip
         self._whole = {index for index, source in enumerate(found) if source is not None}
         return found
 
     @property
     def kept(self) -> int:
-        """The bytes of the tensors that are there, with which an interrupted conversion goes on."""
-        return sum(self.tensors[index].nbytes for index in self._whole)
+        """The bytes that are there, with which an interrupted conversion goes on."""
+        whole = sum(self.tensors[index].nbytes for index in self._whole)
+        return whole + sum(self._noted.values())
 
     @property
     def nbytes(self) -> int:
@@ -180,11 +196,23 @@ class ShardWriter:
         if tensor.panels:
             self._gatherers[index] = Gatherer(tensor)
         self._whole.discard(index)
+        self._noted.pop(index, None)
 
-    def write(self, index: int, rows: np.ndarray) -> None:
+    def resume(self, index: int) -> int:
+        """Let a tensor that was `begun` be written from its next row on; return which that is."""
+        tensor, note = self.tensors[index], self.begun[index]
+        self.restart(index)
+        self._noted[index] = bytes_of_rows(tensor, note.rows)
+        self._sums[index], self._ends[index] = note.crc, tensor.offset + self._noted[index]
+        if tensor.panels:
+            self._gatherers[index] = Gatherer(tensor, note.rows)
+        return note.rows
+
+    def write(self, index: int, rows: np.ndarray, origin: bytes = b"") -> None:
         """Write the next raw rows of tensor `index`, [n, K] or of a vector [n].
 
-        They come in order, in runs of any length; a matrix's are packed into panels.
+        They come in order, in runs of any length; a matrix's are packed into panels. With their
+        `origin` another run can go on from there.
         """
         gatherer = self._gatherers.get(index)
         if gatherer is None:
@@ -192,6 +220,8 @@ class ShardWriter:
         else:
             for panels in gatherer.panels(rows):
                 self._append(index, panels)
+        if origin:
+            self._note(index, origin)
 
     def _append(self, index: int, data: np.ndarray) -> None:
         view = memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
@@ -205,12 +235,26 @@ class ShardWriter:
             self._flushed = 0
             _start_writing(self._fd)
 
+    def _note(self, index: int, origin: bytes) -> None:
+        """Note how many rows of a tensor are there."""
+        tensor = self.tensors[index]
+        nbytes = self._ends[index] - tensor.offset
+        rows = rows_of_bytes(tensor, nbytes)
+        if rows:
+            note = Begun(rows, self._sums[index], origin).to_bytes()
+            os.pwrite(self._fd, note, self._layout.sources + HASH_BYTES * index)
+            if index not in self._noted:
+                value = np.uint64(BEGUN).tobytes()
+                os.pwrite(self._fd, value, self._layout.checksums + 8 * index)
+            self._noted[index] = nbytes
+
     def complete(self, index: int, source: bytes = NO_SOURCE) -> None:
         """Record the checksum of a tensor written to its end, and the hash of what it is from."""
         os.pwrite(self._fd, source, self._layout.sources + HASH_BYTES * index)
         value = np.uint64(WRITTEN + self._sums[index]).tobytes()
         os.pwrite(self._fd, value, self._layout.checksums + 8 * index)
         self._whole.add(index)
+        self._noted.pop(index, None)
 
     def failure(self, error: OSError) -> MachineError:
         """Return in a sentence that writing failed, and what comes of what is written."""

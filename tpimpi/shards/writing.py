@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tpimpi.checkpoint.fingerprint import ORIGIN_BYTES
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.shards.message import HEADER_BYTES, header
 from tpimpi.shards.writer import ShardWriter
@@ -74,4 +75,4 @@ class WriterThread:
         tensor = self._writer.tensors[index]
         raw = data[HEADER_BYTES : HEADER_BYTES + nbytes]
         shape = (rows, *tensor.shape[1:])
-        self._writer.write(index, ENCODINGS[tensor.encoding].raw(raw, shape))
+        self._writer.write(index, ENCODINGS[tensor.encoding].raw(raw, shape), source[:ORIGIN_BYTES])
