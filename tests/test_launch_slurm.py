@@ -70,7 +70,9 @@ def test_every_spelling_of_the_tasks_of_nodes(text, tasks):
         assert slurm.local_tasks(step) == number
 
 
-@pytest.mark.parametrize("text", ["", "x", "2(x3", "2(3)", "1,,1", "-1", "2 1"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "2(x3", "2(3)", "1,,1", "-1", "2 1", "1(x999999999)", "٣", "9" * 5000]
+)
 def test_other_text_is_no_list_of_tasks(text):
     with pytest.raises(ValueError, match="list of tasks"):
         slurm.tasks_of_nodes(text)
@@ -78,10 +80,15 @@ def test_other_text_is_no_list_of_tasks(text):
         slurm.local_tasks({"SLURM_STEP_TASKS_PER_NODE": text})
 
 
-@pytest.mark.parametrize("node", ["2", "here"])
+@pytest.mark.parametrize("node", ["2", "here", "-1", "٣"])
 def test_a_node_that_the_step_does_not_have(node):
     with pytest.raises(MachineError, match=f"SLURM_NODEID={node}"):
         slurm.local_tasks({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_NODEID": node})
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "0", "", "٣", "9" * 5000])
+def test_a_number_of_cores_that_is_none(text):
+    assert slurm.cores_of_node({"SLURM_CPUS_ON_NODE": text}) is None
 
 
 def test_the_process_of_a_batch_script_is_alone(told):

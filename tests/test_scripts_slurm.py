@@ -206,7 +206,11 @@ def test_the_table_tells_what_there_was_no_time_for(tmp_path):
         "window": mode | {"times": [step, prompt]},
         "budget": mode | {"times": [step | {"seconds": None}, prompt]},
     }
-    (tmp_path / "cases").write_text("# all\nslow 2\ndead 2\n  \nnext 2\n")
+    (tmp_path / "cases").write_bytes(
+        b"# all\nslow 2\ndead 2\n  \nnext 2\ncut 1\nempty 1\n# \xff\xfe\n"
+    )
+    (tmp_path / "cut.json").write_text('{"modes": {"window": ')
+    (tmp_path / "empty.json").write_text('{"modes": {}}')
     (tmp_path / "slow.json").write_text(json.dumps({"ranks": 2, "threads": [1, 2], "modes": modes}))
     (tmp_path / "dead.log").write_text("mpirun ...\ntpimpi: the disk is full\nBAD TERMINATION\n")
     table = subprocess.check_output([TPIMPI[0], SCRIPTS / "table.py", tmp_path], text=True)
@@ -216,6 +220,8 @@ def test_the_table_tells_what_there_was_no_time_for(tmp_path):
     assert rows[2:] == [
         ["dead", "failed: the disk is full"],
         ["next", "failed: it has not been run"],
+        ["cut", "failed: cut.json is no result of `tpimpi bench`; run it again"],
+        ["empty", "failed: empty.json is no result of `tpimpi bench`; run it again"],
     ]
 
 

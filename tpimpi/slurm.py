@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from tpimpi.errors import MachineError
 
 _TASKS = "SLURM_STEP_TASKS_PER_NODE"
-_GROUP = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+_GROUP = re.compile(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?")
+_SHOWN = 60  # characters of a variable in a sentence
+_DIGITS = re.compile("[0-9]{1,9}")
 
 # Set by mpirun, whose daemons or ranks are the tasks of a step, too.
 _BY_MPIRUN = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
@@ -42,11 +44,13 @@ def local_tasks(environment: Mapping[str, str]) -> int:
         return 1
     node = environment.get("SLURM_NODEID", "0")
     try:
+        if not _DIGITS.fullmatch(node):
+            raise ValueError("no number")
         return max(1, tasks_of_nodes(text)[int(node)])
     except (ValueError, IndexError) as error:
         raise MachineError(
-            f"{_TASKS}={text} and SLURM_NODEID={node} don't tell how many tasks this node has; "
-            "unset both outside of srun"
+            f"{_TASKS}={text[:_SHOWN]} and SLURM_NODEID={node[:_SHOWN]} don't tell how many tasks "
+            "this node has; unset both outside of srun"
         ) from error
 
 
@@ -65,7 +69,7 @@ def cores_of_task(environment: Mapping[str, str]) -> int | None:
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and int(text) else None
+    return int(text) or None if _DIGITS.fullmatch(text) else None
 
 
 def started(environment: Mapping[str, str]) -> bool:

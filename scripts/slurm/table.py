@@ -47,19 +47,28 @@ class Failure:
 def read(folder: Path) -> list[Row | Failure]:
     """Return the rows of a folder of results, in the order of its list of cases."""
     found: list[Row | Failure] = []
-    for line in (folder / "cases").read_text().splitlines():
+    for line in (folder / "cases").read_text(errors="replace").splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name = line.split()[0]
         result, log = folder / f"{name}.json", folder / f"{name}.log"
         if result.exists():
-            bench = json.loads(result.read_text())
-            found += [row(name, bench, mode) for mode in bench["modes"]]
+            found += rows_of(name, result)
         elif log.exists():
-            found.append(Failure(name, reason(log.read_text())))
+            found.append(Failure(name, reason(log.read_text(errors="replace"))))
         else:
             found.append(Failure(name, "it has not been run"))
     return found
+
+
+def rows_of(name: str, result: Path) -> list[Row | Failure]:
+    """Return the rows of a case's result, or that the file is none."""
+    try:
+        bench = json.loads(result.read_text())
+        found = [row(name, bench, mode) for mode in bench["modes"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        found = []
+    return found or [Failure(name, f"{result.name} is no result of `tpimpi bench`; run it again")]
 
 
 def row(name: str, bench: dict, mode: str) -> Row | Failure:
