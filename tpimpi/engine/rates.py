@@ -55,10 +55,11 @@ def kernel_rate(
     with group.together():
         rates, done = [], 0
         for _ in range(TURNS):
-            start, before = time.perf_counter(), done
-            while (took := time.perf_counter() - start) < TURN_SECONDS:
+            start, before, took = time.perf_counter(), done, 0.0
+            while took < TURN_SECONDS:  # one at least, however long this process got no core
                 matmul(x, [(weights[done % len(weights)], out)], threads, encoding)
                 done += 1
+                took = time.perf_counter() - start
             rates.append((done - before) * panels * panel / took)
         rate = sorted(rates)[-2]
     return rate
@@ -67,15 +68,18 @@ def kernel_rate(
 def disk_rate(group: Group, folder: Path, names: Sequence[str], ring: int = RING_BYTES) -> float:
     """Return this rank's bytes/s from the tape without arithmetic, while all read (collective).
 
-    It is that of the tape's tensors `names` in a shard in `folder`, or of a file there.
+    It is that of the tape's tensors `names` in a shard in `folder`, or of a file there. Never 0.
     """
     source: Shard | Probe | None = None
     with group.together():
         path = folder / shard_name(group.rank, group.size)
         if path.exists():
             source = Shard(path)
-            names = [name for name in names if name in source]  # it may be of another shape
-        else:
+            # It may be of another shape, or of a rank that owned nothing.
+            names = [name for name in names if name in source and source[name].nbytes]
+            if not names:
+                source.close()
+        if not path.exists() or not names:
             source, names = Probe(folder, WRITE_SECONDS), [NAME]
     tape, rate = None, 0.0
     try:

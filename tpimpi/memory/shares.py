@@ -54,7 +54,7 @@ class Load:
 class Device:
     """What one rank can do while all others work, too."""
 
-    memory: float  # bytes/s of weights in memory, through a product of one token
+    memory: float  # bytes/s of weights in memory, through a product of one token; not 0
     disk: float  # bytes/s; math.inf where it is not known, as nothing need stream
     room: float = math.inf  # bytes of memory for weights, if it owned nothing of the model ...
     growth: float = 0.0  # ... and how many fewer if it owned all of it: its pages and buffers
