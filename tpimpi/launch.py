@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from tpimpi import cgroups, numba_settings, slurm
@@ -196,7 +197,9 @@ def world():
             )
         if slurm.must_avoid_ucx(os.environ, version):
             os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)  # a thread beats, see comm.heartbeat
+        with warnings.catch_warnings():  # of mpi4py, of what is told below in a sentence
+            warnings.filterwarnings("ignore", "suspicious MPI execution environment")
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)  # a thread beats, see comm.heartbeat
         atexit.register(_finalize)
     size, expected = MPI.COMM_WORLD.size, launched_size()
     if size == 1 and expected > 1:

@@ -224,7 +224,8 @@ def of_speed(devices: Sequence[Device], speeds: Sequence[Speed]) -> list[Finding
             found.append(Finding(SLOW, (d.rank,), (
                 f"{who(d)} is slower than the others: {mine / 1e9:.3g} GFLOP/s and memory "
                 f"{rate(reads)} beside {others / 1e9:.3g} and {rate(read_by_others)} (median), and "
-                "in every sum they wait for it; --ratio auto gives it a smaller share"
+                "in every sum they wait for it; --ratio auto gives it a smaller share (if it was "
+                "only busy just now, start doctor again)"
             )))  # fmt: skip
     return found
 

@@ -70,7 +70,7 @@ def check_plot(path: str) -> None:
     """Refuse --plot where its file could not be written, or there is nothing to draw with."""
     check_folder(path, "--plot")
     if find_spec("matplotlib") is None:
-        raise UserError("--plot needs matplotlib: pip install 'tpimpi[bench]'")
+        raise UserError(f"--plot needs matplotlib: {sys.executable} -m pip install matplotlib")
 
 
 def check_folder(path: str, flag: str) -> None:
