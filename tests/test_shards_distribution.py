@@ -8,43 +8,24 @@ import time
 import numpy as np
 import pytest
 
+from support import content, cut, in_small_messages
 from tpimpi import status
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import MachineError, UserError
 from tpimpi.model.encoding import ENCODINGS
 from tpimpi.model.tensors import pieces
 from tpimpi.shards import feed as feed_module
-from tpimpi.shards import message as message_module
-from tpimpi.shards import receive, writing
+from tpimpi.shards import writing
 from tpimpi.shards.request import ShardRequest
 from tpimpi.shards.seal import write_seal
-from tpimpi.shards.shard import Shard, parse
+from tpimpi.shards.shard import parse
 from tpimpi.shards.source import Source
 from tpimpi.shards.writer import ShardWriter
-
-
-def cut(group, directory, folder, again=False):
-    shard, written = Source(group, directory, ShardRequest(folder)).shard(group, again)
-    shard.close()
-    assert written
-    return shard.path
-
-
-def content(path):
-    shard = Shard(path)
-    shard.verify()
-    shard.close()
-    return [(t.name, shard._sums[i], shard.sources[i]) for i, t in enumerate(shard.tensors)]
 
 
 @pytest.fixture
 def model(references):
     return references / "yi"
-
-
-def in_small_messages(monkeypatch, nbytes):
-    for module in (feed_module, receive, message_module):
-        monkeypatch.setattr(module, "CHUNK", nbytes)
 
 
 @pytest.mark.parametrize("chunk, pool", [(1, 1), (1000, 4000), (4096, 1 << 20)])
@@ -257,11 +238,12 @@ def test_a_rank_notes_how_much_it_has_for_the_guard(group, model, shared_tmp, mo
         assert 0 < float(have.split()[0]) <= float(of.split()[0])
 
 
-def test_a_user_error_in_a_writer_is_raised_as_it_is(group, model, shared_tmp, monkeypatch):
+def test_a_user_error_of_another_rank_tells_which(group, model, shared_tmp, monkeypatch):
     def broken(self, index, source):
         if group.rank == group.size - 1:
             raise UserError("no")
 
     monkeypatch.setattr(ShardWriter, "complete", broken)
-    with pytest.raises(UserError, match="^no$"):
+    where = rf" \(rank {group.size - 1} on .*\)" if group.size > 1 else ""
+    with pytest.raises(UserError, match=f"^no{where}$"):
         cut(group, model, shared_tmp)

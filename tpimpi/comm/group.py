@@ -157,8 +157,9 @@ class Group:
         if error is not None and not isinstance(error, UserError | MachineError):
             error.agreed = True
             raise error
-        if isinstance(first, MachineError) and self.size > 1:
-            first = MachineError(f"{first} (rank {rank} on {host})")
+        # What rank 0 refuses is told where it is typed; what others can't do, lies with them.
+        if self.size > 1 and (rank or isinstance(first, MachineError)):
+            first = type(first)(f"{first} (rank {rank} on {host})")
         first.agreed = True  # every rank raises it, so every rank can leave in peace
         raise first from error
 
