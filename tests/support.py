@@ -4,7 +4,9 @@ from tpimpi.comm.group import Group
 from tpimpi.engine.session import load_session
 from tpimpi.memory.account import Work
 from tpimpi.memory.request import Budgets, MemoryRequest
+from tpimpi.shards import feed, message, receive
 from tpimpi.shards.request import ShardRequest
+from tpimpi.shards.shard import Shard
 from tpimpi.shards.source import Source
 
 
@@ -21,3 +23,25 @@ def open_session(
         request = MemoryRequest(Budgets((budget,)), chunk=chunk)
     work = Work(context - 1, context, slots, logits=max_logits)
     return load_session(group, source, shard, request, work, threads), group, source.config
+
+
+def cut(group, directory, folder, again=False):
+    """Cut what is missing of a model's shards; return the path of this rank's."""
+    shard, written = Source(group, directory, ShardRequest(folder)).shard(group, again)
+    shard.close()
+    assert written
+    return shard.path
+
+
+def content(path):
+    """Return what a whole shard holds: names, checksums, hashes of what they were cut from."""
+    shard = Shard(path)
+    shard.verify()
+    shard.close()
+    return [(t.name, shard._sums[i], shard.sources[i]) for i, t in enumerate(shard.tensors)]
+
+
+def in_small_messages(monkeypatch, nbytes):
+    """Let shards travel in messages of so many bytes of rows."""
+    for module in (feed, receive, message):
+        monkeypatch.setattr(module, "CHUNK", nbytes)

@@ -6,18 +6,21 @@ import shutil
 
 import numpy as np
 import pytest
-from test_shards_distribution import content, cut, in_small_messages
-from test_shards_faults import CONFIG
 
-from tpimpi.errors import MachineError
+from support import content, cut, in_small_messages
+from tpimpi.errors import MachineError, UserError
+from tpimpi.model.config import ModelConfig
 from tpimpi.model.partition import Partition
+from tpimpi.model.shapes import shape_config
 from tpimpi.model.tensors import pieces
 from tpimpi.shards import feed as feed_module
 from tpimpi.shards.begun import BEGUN, Begun, bytes_of_rows
 from tpimpi.shards.layout import Identity
+from tpimpi.shards.shard import Shard
 from tpimpi.shards.writer import ShardWriter
 
 NOW = b"n" * 20
+CONFIG = ModelConfig.from_json(shape_config("demo-tiny").to_json())
 PIECES = pieces(CONFIG, Partition.of(CONFIG, [1] * 8).ranks[0])  # the embedding among them
 IDENTITY = Identity("0123456789abcdef", "[]", 0, 8, CONFIG.to_json())
 
@@ -165,3 +168,52 @@ def test_rows_of_files_that_changed_are_cut_anew(group, references, shared_tmp, 
     in_small_messages(monkeypatch, 1 << 20)
     path = cut(group, model, shared_tmp / "plain")
     assert content(cut(group, model, shared_tmp / "again")) == content(path)
+
+
+def test_a_file_that_changes_meanwhile_spoils_nothing(group, references, shared_tmp, monkeypatch):
+    """Its hashes are known; it has other numbers for a while, and the old ones at the end."""
+    model, folder = shared_tmp / "model", shared_tmp / "shards"
+    if group.rank == 0:
+        shutil.copytree(references / "yi", model)
+    group.comm.Barrier()
+    expected = content(cut(group, model, shared_tmp / "plain"))
+    cut(group, model, folder)
+    weights = model / "model.safetensors"
+    plain, reads = feed_module.Feed._cut, []
+
+    def changing(self, tensor, rows):
+        if not reads:
+            true = weights.read_bytes()
+            with weights.open("r+b") as file:
+                file.seek(len(true) // 4)
+                file.write(bytes(len(true) // 2))
+            reads.append(true)
+        return plain(self, tensor, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed_module.Feed, "_cut", changing)
+        with pytest.raises(UserError, match="changed while it was read; run the command again"):
+            cut(group, model, folder, again=True)
+    if group.rank == 0:
+        weights.write_bytes(reads[0])
+    for path in folder.glob("*.h5"):
+        if path.name.startswith(f"shard-{group.rank}-"):
+            path.unlink()
+    group.comm.Barrier()
+    assert content(cut(group, model, folder)) == expected
+
+
+def test_a_partial_that_was_cut_short_is_read_before_it_is_used(tmp_path):
+    writer = begin(tmp_path / "shard.h5")
+    largest = max(range(len(writer.tensors)), key=lambda i: writer.tensors[i].nbytes)
+    for index, tensor in enumerate(writer.tensors):
+        writer.write(index, numbers(tensor))
+        writer.complete(index, bytes([1] * 32))
+        if index == largest:  # what comes later makes the file as long as before
+            os.truncate(writer.partial, tensor.offset + tensor.nbytes // 2)
+    writer.finish()
+    writer.close()
+    shard = Shard(tmp_path / "shard.h5")
+    with pytest.raises(MachineError, match="checksum of"):
+        shard.verify_if_touched()
+    shard.close()

@@ -124,9 +124,13 @@ class TensorHashes:
         finally:
             self.save()
 
-    def check_unchanged(self) -> None:
-        """Refuse a checkpoint that was written to since it was opened."""
-        for path, state in self._checkpoint.states.items():
+    def check_unchanged(self, source: str | None = None) -> None:
+        """Refuse a checkpoint that was written to since it was opened, or a tensor's file."""
+        states = self._checkpoint.states
+        if source is not None:
+            path = self._checkpoint.weight(source).path
+            states = {path: states[path]}
+        for path, state in states.items():
             if file_state(os.stat(path)) != state:
                 # What was read before and after may be of different states.
                 self._known.pop(state, None)

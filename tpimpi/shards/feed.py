@@ -239,6 +239,8 @@ class Feed:
         return count
 
     def _complete(self, tensor: _Tensor) -> None:
+        # Nobody may believe that these rows are what the hash is of, even after a sudden end.
+        self._hashes.check_unchanged(tensor.source)
         digest = tensor.known or tensor.digest.digest()
         if tensor.known is None:
             self._hashes.put(tensor.source, digest)

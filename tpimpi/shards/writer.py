@@ -120,6 +120,7 @@ class ShardWriter:
         self._flushed = 0  # bytes written since the disk was last told to take them
         for index in range(len(self.tensors)):
             self.restart(index)
+        self._begun_with = os.fstat(self._fd)
         self._seal(finished=False)
 
     def _resumes(self, identity: Identity, wanted: list[tuple]) -> Layout | None:
@@ -140,7 +141,7 @@ class ShardWriter:
             os.ftruncate(self._fd, end)
 
     def _seal(self, finished: bool) -> None:
-        end = os.fstat(self._fd).st_size
+        end = self._begun_with.st_size
         first = min((t.offset for t in self.tensors if t.nbytes), default=end)
         write_seal(self._fd, end, first, self._layout.tables, finished)
 
@@ -282,7 +283,13 @@ class ShardWriter:
             os.fsync(folder)
         finally:
             os.close(folder)
-        stamp(self.path, self._fd)
+        if self._is_untouched():  # else it is read again before it is used
+            stamp(self.path, self._fd)
+
+    def _is_untouched(self) -> bool:
+        """Whether nobody has cut it short meanwhile: that leaves holes, or another length."""
+        now, then = os.fstat(self._fd), self._begun_with
+        return now.st_size == then.st_size and (self._sparse or now.st_blocks >= then.st_blocks)
 
     def close(self) -> None:
         """Release the file and its lock."""
