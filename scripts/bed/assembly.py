@@ -14,7 +14,7 @@ from bed import calibration, devices, topology
 from bed.cgroups import Cgroup, version
 from bed.links import Port, ip, ports
 from bed.netem import Netem
-from bed.quantities import BedError
+from bed.quantities import BedError, BedMistake
 from bed.state import State
 from bed.switch import Switch
 from bed.topology import INTERFACE, SHAPES, Node
@@ -22,12 +22,17 @@ from bed.topology import INTERFACE, SHAPES, Node
 _ENGINES = {"netem": Netem, "switch": Switch}
 
 
-def require() -> None:
-    """Raise BedError with what this machine lacks for a bed, where it lacks something."""
+def require_root() -> None:
+    """Raise BedError where no bed can be made, changed or looked at."""
     if os.uname().sysname != "Linux":
         raise BedError("the test bed is made of Linux namespaces, and this is not Linux")
     if os.geteuid():
         raise BedError("the test bed makes namespaces and control groups: be root")
+
+
+def require() -> None:
+    """Raise BedError with what this machine lacks for a bed, where it lacks something."""
+    require_root()
     for program in ("ip", "tc"):
         if not shutil.which(program):
             raise BedError(f"there is no {program} command (apt install iproute2)")
@@ -43,13 +48,16 @@ def up(state: State, options: dict) -> None:
     options["engine"] = "netem" if Netem.possible() else "switch"
     made = ports(nodes, SHAPES[options["topology"]], options["delay"], options["rate"])
     options["ports"] = [asdict(port) for port in made]
-    state.create(options, nodes)
-    try:
-        _make(state, options, nodes, made)
-        _calibrate(state, options, nodes, made)
-    except BaseException:
-        down(state)
-        raise
+    with state.alone("up"):
+        state.create(options, nodes)
+        try:
+            _make(state, options, nodes, made)
+            _calibrate(state, options, nodes, made)
+        except BaseException:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave half of it
+            _clear(state)
+            raise
 
 
 def _make(state: State, options: dict, nodes: list[Node], made: list[Port]) -> None:
@@ -58,13 +66,13 @@ def _make(state: State, options: dict, nodes: list[Node], made: list[Port]) -> N
     hosts = [f"{node.address} {node.name}" for node in nodes]
     (state.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
     for node in nodes:
-        folder = files(state, options) / node.name
+        folder = place(state, options) / node.name
         folder.mkdir(parents=True)
         limit(state, options, node)
         devices.start(state, node, folder, options["private"])
     engine(state, options).create(made)
     for node in nodes:
-        ip(state.process(node.name), [
+        ip(state.holder(node.name), [
             "link set lo up", f"addr add {node.address}/24 dev {INTERFACE}",
             f"link set {INTERFACE} up",
         ])  # fmt: skip
@@ -79,7 +87,7 @@ def _calibrate(state: State, options: dict, nodes: list[Node], made: list[Port])
     state.write(options, nodes)
 
 
-def files(state: State, options: dict) -> Path:
+def place(state: State, options: dict) -> Path:
     """Return the folder of the devices' files on the host."""
     return Path(options["folder"]) / state.name
 
@@ -92,7 +100,7 @@ def limit(state: State, options: dict, node: Node) -> None:
         group.limit_memory(options["memory"])
     group.limit_cpu(cores(options, node))
     if options["disk_rate"]:
-        group.limit_disk(files(state, options), options["disk_rate"])
+        group.limit_disk(place(state, options), options["disk_rate"])
 
 
 def cores(options: dict, node: Node) -> float | None:
@@ -111,29 +119,36 @@ def engine(state: State, options: dict) -> Switch | Netem:
 
 def change_link(state: State, node: Node, **changes) -> None:
     """Change delay, rate or state of a device's link while the bed is up."""
-    options, nodes = state.read()
-    port = options["ports"][node.number - 1]
-    port.update(changes)
-    engine(state, options).apply(node.number - 1, Port(**port))
-    state.write(options, nodes)
+    with state.alone("link"):
+        options, nodes = state.read()
+        port = options["ports"][node.number - 1]
+        port.update(changes)
+        engine(state, options).apply(node.number - 1, Port(**port))
+        state.write(options, nodes)
 
 
 def slow(state: State, node: Node, share: float) -> float | None:
     """Let a device compute at a fraction of its speed; return the cores' worth it has now."""
-    options, nodes = state.read()
-    options["slowed"][node.name] = share
-    if share == 1:
-        del options["slowed"][node.name]
-    given = cores(options, node)
-    Cgroup(state.name, node.name).limit_cpu(given)
-    state.write(options, nodes)
+    with state.alone("slow"):
+        options, nodes = state.read()
+        options["slowed"][node.name] = share
+        if share == 1:
+            del options["slowed"][node.name]
+        given = cores(options, node)
+        Cgroup(state.name, node.name).limit_cpu(given)
+        state.write(options, nodes)
     return given
 
 
 def down(state: State) -> None:
     """End all processes of a bed and remove all that is left of it, in whatever state it is."""
-    if not state.exists():
-        return
+    with state.alone("down"):
+        if not state.exists():
+            raise BedMistake(f"no bed {state.name!r} is up")
+        _clear(state)
+
+
+def _clear(state: State) -> None:
     try:
         options, nodes = state.read()
     except BedError:  # it died while the plan was written: nothing else has been made
@@ -143,8 +158,8 @@ def down(state: State) -> None:
     _end(state, groups)
     for group in groups:
         group.remove()
-    shutil.rmtree(files(state, options), ignore_errors=not files(state, options).exists())
-    shutil.rmtree(state.folder)
+    shutil.rmtree(place(state, options), ignore_errors=not place(state, options).exists())
+    shutil.rmtree(state.folder)  # last: until then another `down` knows what to remove
 
 
 def _end(state: State, groups: list[Cgroup]) -> None:

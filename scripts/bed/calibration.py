@@ -14,6 +14,7 @@ from bed.links import Port
 from bed.state import State
 from bed.topology import Node
 
+_LONGEST = 0.1  # seconds of a round trip: beside a longer one nothing else counts
 _TIME = 0.3  # seconds that it may take, idle and again beside busy processes
 _MOST = 0.6  # of a delay: what is more is no delay any longer, and the self-test shall say so
 
@@ -25,7 +26,9 @@ def own_time(state: State, nodes: list[Node], ports: list[Port]) -> float:
     """
     if len(nodes) < 2 or not ports[0].side:
         return 0.0
-    asked, took = 2 * (ports[0].side + ports[1].side), 0.0
+    asked, took = 2 * (ports[0].byte + ports[1].byte), 0.0
+    if asked > _LONGEST:
+        return 0.0
     count = max(11, min(51, int(_TIME / asked)))
     for load in (contextlib.nullcontext(), probe.busy(2 * (os.cpu_count() or 1))):
         with load, probe.punctual(), probe.connected(state, nodes[0], nodes[1]) as connection:

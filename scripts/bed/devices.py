@@ -30,15 +30,23 @@ def start(state: State, node: Node, folder: Path, private: list[str]) -> None:
     Raises BedError with what the kernel refused.
     """
     reader, writer = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _hold(state, node, folder, private, writer)
+        try:
+            kernel.die_with_parent(parent)
+            _hold(state, node, folder, private, writer)
+        finally:
+            os._exit(1)  # whatever has happened: what called us goes on in the parent alone
     os.close(writer)
     with open(reader) as pipe:
         refused = pipe.read()  # closed by exec
     if refused:
         os.waitpid(pid, 0)
         raise BedError(f"{node.name} can't be made: {refused}; are you root on this machine?")
+    if state.process(node.name) is None:  # killed without a word, as for want of memory
+        os.waitpid(pid, 0)
+        raise BedError(f"{node.name} was killed while it was made; give it more --memory")
 
 
 def detach() -> None:
@@ -49,7 +57,7 @@ def detach() -> None:
         os.dup2(null, descriptor)
 
 
-def _hold(state: State, node: Node, folder: Path, private: list[str], writer: int) -> NoReturn:
+def _hold(state: State, node: Node, folder: Path, private: list[str], writer: int) -> None:
     try:
         detach()
         state.enlist(node.name)
@@ -62,10 +70,10 @@ def _hold(state: State, node: Node, folder: Path, private: list[str], writer: in
         if node.number:
             _mounts(state, folder, private)
         os.chdir("/")
+        kernel.outlive_parent()  # it is enlisted: `down` finds it
         os.execvp("sleep", ["sleep", "infinity"])
     except (OSError, BedError) as error:
         os.write(writer, str(error).encode())
-    os._exit(1)
 
 
 def _settings(node: Node) -> None:
@@ -111,9 +119,7 @@ def login(given: dict[str, str]) -> dict[str, str]:
 
 def become(state: State, node: Node, limited: bool = True) -> None:
     """Move the calling process onto a device. Raises BedError where the device is gone."""
-    holder = state.process(node.name)
-    if holder is None:
-        raise BedError(f"{node.name} of the bed {state.name!r} is gone; `testbed down`, then `up`")
+    holder = state.holder(node.name)
     here = os.getcwd()
     if limited and node.number:
         Cgroup(state.name, node.name).join()

@@ -1,14 +1,15 @@
-"""The system calls that Python's library lacks: namespaces, mounts, timer slack."""
+"""The system calls that Python's library lacks: namespaces, mounts, what a process inherits."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KINDS = {"mnt": 0x20000, "uts": 0x4000000, "ipc": 0x8000000, "net": 0x40000000}
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
-_PR_SET_TIMERSLACK = 29
+_PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 
 
 def _checked(result: int, what: str) -> None:
@@ -45,6 +46,18 @@ def bind(source: str, target: str) -> None:
 def keep_mounts_private() -> None:
     """Let no later mount of this mount namespace be seen in others."""
     mount("none", "/", flags=_MS_REC | _MS_PRIVATE)
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the calling process be killed when its parent ends, in whatever way; also after exec."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it has ended before it could be asked for
+        os._exit(1)
+
+
+def outlive_parent() -> None:
+    """Let the calling process live on when its parent ends."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(0), 0, 0, 0)
 
 
 def wake_punctually() -> None:

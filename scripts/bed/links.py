@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 
 from bed import kernel
 from bed.quantities import BedError
 from bed.topology import Node, Shape
+
+_SMALLEST = 67  # bytes of a frame with a byte of TCP
 
 
 @dataclass
@@ -26,6 +29,11 @@ class Port:
     def side(self) -> float:
         """Seconds between the device and the middle; one switch is in the middle of one hop."""
         return self.delay + self.behind if self.forwards else self.delay / 2
+
+    @property
+    def byte(self) -> float:
+        """Seconds that a byte of TCP takes on this side, one way: each node sends its frame."""
+        return self.side + (self.forwards + 1) * (_SMALLEST / self.rate if self.rate else 0.0)
 
     @property
     def kept(self) -> float:
@@ -59,9 +67,18 @@ def tc(pid: int, lines: list[str]) -> None:
 
 
 def _batch(program: str, pid: int, lines: list[str]) -> None:
-    done = subprocess.run(
-        [program, "-batch", "-"], input="\n".join(lines) + "\n", capture_output=True, text=True,
-        check=False, preexec_fn=lambda: kernel.enter(pid, "net"),
-    )  # fmt: skip
+    parent = os.getpid()
+
+    def enter() -> None:
+        kernel.die_with_parent(parent)
+        kernel.enter(pid, "net")
+
+    try:
+        done = subprocess.run(
+            [program, "-batch", "-"], input="\n".join(lines) + "\n", capture_output=True,
+            text=True, check=False, preexec_fn=enter,
+        )  # fmt: skip
+    except subprocess.SubprocessError:
+        raise BedError(f"process {pid} of the bed is gone; `testbed down`, then `up`") from None
     if done.returncode:
         raise BedError(f"{program} failed: {' '.join(done.stderr.split())} ({'; '.join(lines)})")

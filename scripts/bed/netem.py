@@ -38,18 +38,18 @@ class Netem:
         for number, port in enumerate(ports):
             ip(self._inside(), [
                 f"link add p{number} type veth peer name {INTERFACE} "
-                f"netns {self._state.process(port.node)}",
+                f"netns {self._state.holder(port.node)}",
                 f"link set p{number} master br0 up",
             ])  # fmt: skip
             self._shape(number, port, "add")
 
     def _inside(self) -> int:
-        return self._state.process(_SWITCH.name)
+        return self._state.holder(_SWITCH.name)
 
     def _shape(self, number: int, port: Port, verb: str) -> None:
         kept = f"delay {port.kept * 1e6:.0f}us limit {_LIMIT} rate {round(port.rate * 8)}bit"
         for pid, name in (
-            (self._state.process(port.node), INTERFACE),
+            (self._state.holder(port.node), INTERFACE),
             (self._inside(), f"p{number}"),
         ):
             tc(pid, [f"qdisc {verb} dev {name} root netem {kept}"])
@@ -59,11 +59,16 @@ class Netem:
         ip(self._inside(), [f"link set p{number} {'up' if port.up else 'down'}"])
         self._shape(number, port, "change")
 
+    def require_alive(self) -> None:
+        """Raise BedError where the bridges are gone."""
+        self._inside()
+
     def traffic(self) -> list[dict[str, int]]:
         """Return the bytes from and to each port, and the frames dropped there."""
+        pid = self._inside()
         told = subprocess.run(
             ["ip", "-json", "-statistics", "link"], capture_output=True, check=True,
-            preexec_fn=lambda: kernel.enter(self._inside(), "net"),
+            preexec_fn=lambda: kernel.enter(pid, "net"),
         )  # fmt: skip
         counts = {link["ifname"]: link["stats64"] for link in json.loads(told.stdout)}
         ports = (counts[f"p{number}"] for number in range(len(counts)) if f"p{number}" in counts)

@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 
 from bed import kernel
+from bed.quantities import BedError
 from bed.state import State
 from bed.topology import Node
 
 _PORT = 7099
 _PRIORITY = 40  # of SCHED_FIFO, below the switch's: busy ranks are not what is measured here
 _BLOCK = bytes(1 << 18)
-_WARMING = 0.5  # seconds of a bulk transfer before bytes count
+_PATIENCE = 10  # seconds for what is sent to arrive: else the other end is gone
+_WARMING, _TRIPS = 0.5, 12  # seconds, round trips of a bulk transfer before bytes count
 
 Connection = tuple[socket.socket, socket.socket]
 
@@ -37,16 +39,27 @@ def punctual() -> Iterator[None]:
 
 @contextlib.contextmanager
 def connected(state: State, here: Node, there: Node) -> Iterator[Connection]:
-    """Connect two devices by TCP; yield both ends."""
-    kernel.enter(state.process(there.name), "net")
-    with socket.create_server((there.address, _PORT)) as listener:
-        kernel.enter(state.process(here.name), "net")
-        near = socket.create_connection((there.address, _PORT), timeout=10)
-        far, _ = listener.accept()
-    with near, far:
-        for end in (near, far):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield near, far
+    """Connect two devices by TCP; yield both ends.
+
+    Raises BedError where nothing comes through, also while the ends are used.
+    """
+    try:
+        kernel.enter(state.holder(there.name), "net")
+        with socket.create_server((there.address, _PORT)) as listener:
+            listener.settimeout(_PATIENCE)
+            kernel.enter(state.holder(here.name), "net")
+            near = socket.create_connection((there.address, _PORT), timeout=_PATIENCE)
+            far, _ = listener.accept()
+        with near, far:
+            for end in (near, far):
+                end.settimeout(_PATIENCE)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            yield near, far
+    except OSError as error:
+        raise BedError(
+            f"nothing comes through from {here.name} to {there.name} "
+            f"({error.strerror or error}); see `testbed status`"
+        ) from None
 
 
 def round_trip(connection: Connection, count: int) -> float:
@@ -64,8 +77,11 @@ def round_trip(connection: Connection, count: int) -> float:
     return statistics.median(times)
 
 
-def transfer(ways: list[Connection], seconds: float) -> list[float]:
-    """Send as fast as goes on all connections at once; return bytes a second of each."""
+def transfer(ways: list[Connection], seconds: float, trip: float) -> list[float]:
+    """Send as fast as goes on all connections at once; return bytes a second of each.
+
+    TCP begins with little and doubles it each round trip, which takes `trip` seconds.
+    """
     buffer, received = bytearray(1 << 20), [0] * len(ways)
     with selectors.DefaultSelector() as selector:
         for number, (near, far) in enumerate(ways):
@@ -73,7 +89,7 @@ def transfer(ways: list[Connection], seconds: float) -> list[float]:
             far.setblocking(False)
             selector.register(near, selectors.EVENT_WRITE, (None, near))
             selector.register(far, selectors.EVENT_READ, (number, far))
-        begin = time.perf_counter() + _WARMING
+        begin = time.perf_counter() + max(_WARMING, _TRIPS * trip)
         while (now := time.perf_counter()) < begin + seconds:
             # Buffers hold far more than a millisecond's worth. Without a pause the kernel would
             # stop all real-time processes for a twentieth of each second.
@@ -93,12 +109,13 @@ def transfer(ways: list[Connection], seconds: float) -> list[float]:
 @contextlib.contextmanager
 def busy(count: int, enter: Callable[[int], None] = lambda number: None) -> Iterator[None]:
     """Let so many processes compute meanwhile; `enter` is called in each with its number."""
-    children = []
+    children, parent = [], os.getpid()
     try:
         for number in range(count):
             child = os.fork()
             if child == 0:
                 try:
+                    kernel.die_with_parent(parent)
                     enter(number)
                     while True:
                         pass

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from bed import devices, probe
+from bed import assembly, devices, probe
 from bed.links import Port
 from bed.quantities import BedError, BedMistake, written_duration, written_rate
 from bed.state import State
@@ -16,6 +16,7 @@ from bed.topology import Node
 TOLERANCE = 0.1
 _TRIPS, _TRIPS_TIME = 51, 0.6  # round trips of a pair, and seconds that they may take
 _SECONDS = 1.0  # of a bulk transfer
+_LONGEST_TRIP, _LEAST_RATE = 0.5, 1e6 / 8  # what can be measured in that time
 # What a link sends for each packet that TCP fills, and what of it is the sender's data.
 _WIRE, _DATA = 1514, 1448
 
@@ -52,10 +53,23 @@ def measure(state: State) -> Iterator[Measurement]:
     cut = [n.name for n, port in zip(members, options["ports"], strict=False) if not port["up"]]
     if cut:
         raise BedMistake(f"the link of {', '.join(cut)} is down; `testbed link DEVICE up`")
+    assembly.engine(state, options).require_alive()
+    _require_measurable(options, members)
     for loaded in (False, True):
         with _load(state, members) if loaded else contextlib.nullcontext(), probe.punctual():
             for way in _ways(state, options, members, loaded):
                 yield _sure(way)
+
+
+def _require_measurable(options: dict, members: list[Node]) -> None:
+    trip = max(_asked(options, members[0], there) for there in members[1:])
+    slowest = min(port["rate"] or _LEAST_RATE for port in options["ports"])
+    if trip > _LONGEST_TRIP or slowest < _LEAST_RATE:
+        raise BedError(
+            f"the bed's longest round trip is {written_duration(trip)} and its slowest link has "
+            f"{written_rate(slowest)}; what can be measured is up to "
+            f"{written_duration(_LONGEST_TRIP)} and from {written_rate(_LEAST_RATE)}"
+        )
 
 
 def _sure(way: Callable[[], Measurement]) -> Measurement:
@@ -82,8 +96,14 @@ def _load(state: State, members: list[Node]) -> Iterator[None]:
         yield
 
 
+def _asked(options: dict, a: Node, b: Node) -> float:
+    """Return the seconds that a byte shall take there and back; 0 without a delay."""
+    ends = [Port(**options["ports"][node.number - 1]) for node in (a, b)]
+    return 2 * sum(end.byte for end in ends) if any(end.side for end in ends) else 0.0
+
+
 def _round_trip(state: State, options: dict, a: Node, b: Node, loaded: bool) -> Measurement:
-    asked = 2 * sum(Port(**options["ports"][node.number - 1]).side for node in (a, b))
+    asked = _asked(options, a, b)
     count = max(11, min(_TRIPS, int(_TRIPS_TIME / asked))) if asked else _TRIPS
     with probe.connected(state, a, b) as connection:
         found = probe.round_trip(connection, count)
@@ -105,26 +125,37 @@ def _transfers(
         slowest = [min(rate[a.name], rate[b.name]) for a, b in ways]
         limits = [sum(slowest)] if name == "each to the next" else [sum(slowest), rate[first.name]]
         asked = min(limits) if all(rate.values()) else 0.0
-        yield partial(_transfer, state, name, ways, asked, loaded)
+        yield partial(_transfer, state, options, name, ways, asked, loaded)
 
 
 def _transfer(
-    state: State, name: str, ways: list[tuple[Node, Node]], asked: float, loaded: bool
+    state: State,
+    options: dict,
+    name: str,
+    ways: list[tuple[Node, Node]],
+    asked: float,
+    loaded: bool,
 ) -> Measurement:
+    trip = max(_asked(options, a, b) for a, b in ways)
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(probe.connected(state, a, b)) for a, b in ways]
-        found = sum(probe.transfer(opened, _SECONDS)) * _WIRE / _DATA
+        found = sum(probe.transfer(opened, _SECONDS, trip)) * _WIRE / _DATA
     return Measurement(name, "B/s", asked, found, loaded)
 
 
 def check(state: State, quiet: bool = False) -> None:
     """Print what is measured. Raises BedError where it isn't what was asked for."""
     wrong = []
-    for measurement in measure(state):
-        if not quiet:
-            print(measurement, flush=True)
-        if abs(measurement.error) > TOLERANCE:
-            wrong.append(str(measurement))
+    try:
+        for measurement in measure(state):
+            if not quiet:
+                print(measurement, flush=True)
+            if abs(measurement.error) > TOLERANCE:
+                wrong.append(str(measurement))
+    except BedError:
+        options, _ = state.read()
+        assembly.engine(state, options).require_alive()  # that would be why
+        raise
     if wrong:
         raise BedError(
             "the links are off by more than 10 %, so no time measured on this bed now means "

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from bed.quantities import BedMistake
+from bed.quantities import BedError, BedMistake
 from bed.topology import Node
 
 RUN = Path("/run/tpimpi-testbed")
+_PATIENCE = 5  # seconds to wait for another command that changes the bed
 
 
 class State:
@@ -27,6 +32,43 @@ class State:
         self.folder = RUN / name
         self.control = self.folder / "switch.socket"
         self.log = self.folder / "switch.log"
+        self._lock = RUN / ".locks" / name  # not in the folder, which `down` removes
+
+    @contextlib.contextmanager
+    def alone(self, doing: str) -> Iterator[None]:
+        """Let no two commands change the bed at once; `doing` is what the other is told.
+
+        Raises BedError where another doesn't end in a few seconds.
+        """
+        self._lock.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        end = time.monotonic() + _PATIENCE
+        with open(os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644), "r+") as lock:
+            while not _locked(lock.fileno()):
+                if time.monotonic() > end:
+                    raise self._busy(lock.read())
+                time.sleep(0.02)
+            lock.truncate()
+            lock.write(f"{doing} {os.getpid()}")
+            lock.flush()
+            yield
+
+    def _busy(self, told: str) -> BedError:
+        doing, _, pid = told.partition(" ")
+        return BedError(
+            f"`testbed {doing}` of the bed {self.name!r} is at work (process {pid}); "
+            "wait for it, or end it and then `testbed down`"
+        )
+
+    def gone(self, what: str) -> BedError:
+        """Return what to raise where a part of the bed isn't there."""
+        with contextlib.suppress(FileNotFoundError), open(self._lock) as lock:
+            if not _locked(lock.fileno(), fcntl.LOCK_SH):
+                told = lock.read()
+                if told.split()[1:] != [str(os.getpid())]:
+                    return self._busy(told)
+        if not self.exists():
+            return BedError(f"the bed {self.name!r} has been taken down")
+        return BedError(f"{what} of the bed {self.name!r} is gone; `testbed down`, then `up`")
 
     def exists(self) -> bool:
         """Tell whether the bed is up, or half up."""
@@ -72,11 +114,26 @@ class State:
             return None
         return int(pid) if started(int(pid)) == start else None
 
+    def holder(self, name: str) -> int:
+        """Return the number of a process of the bed. Raises BedError where it is gone."""
+        pid = self.process(name)
+        if pid is None:
+            raise self.gone(name)
+        return pid
+
     def processes(self) -> list[int]:
         """Return the numbers of the bed's own processes that live."""
         folder = self.folder / "processes"
         names = os.listdir(folder) if folder.exists() else []
         return [pid for name in names if (pid := self.process(name))]
+
+
+def _locked(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def started(pid: int) -> str | None:
@@ -90,4 +147,6 @@ def started(pid: int) -> str | None:
 
 def names() -> list[str]:
     """Return the names of the beds that are up."""
-    return sorted(path.name for path in RUN.iterdir() if path.is_dir()) if RUN.exists() else []
+    if not RUN.exists():
+        return []
+    return sorted(p.name for p in RUN.iterdir() if p.is_dir() and not p.name.startswith("."))

@@ -43,10 +43,18 @@ def _build(folder: Path) -> None:
     cmake = shutil.which("cmake", path=path)
     if not cmake:
         raise BedError("the switch must be compiled, and there is no cmake (apt install cmake)")
+    parent = os.getpid()
+
+    def die() -> None:
+        kernel.die_with_parent(parent)
+
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as build:
         for command in ([cmake, "-S", str(SOURCES), "-B", build], [cmake, "--build", build]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False,
+                preexec_fn=die,
+            )  # fmt: skip
             if done.returncode:
                 said = (done.stderr or done.stdout).strip().splitlines()
                 raise BedError(
@@ -73,9 +81,9 @@ class Switch:
     def create(self, ports: list[Port]) -> None:
         """Start the switch and give each node its interfaces."""
         self._start(ports)
-        pid = self._state.process("switch")
+        pid = self._state.holder("switch")
         moves = [
-            f"link set p{number} netns {self._state.process(port.node)} name {INTERFACE}"
+            f"link set p{number} netns {self._state.holder(port.node)} name {INTERFACE}"
             for number, port in enumerate(ports)
         ]
         ip(pid, moves)
@@ -87,7 +95,7 @@ class Switch:
 
         Else all that TCP has to send would lie in the switch, before whatever comes next.
         """
-        pid, whole = self._state.process(port.node), superframe(port.rate)
+        pid, whole = self._state.holder(port.node), superframe(port.rate)
         segments = max(1, whole // 1448)
         ip(pid, [f"link set {INTERFACE} gso_max_size {whole} gso_max_segs {segments}"])
         burst, limit = round(1.1 * whole) + 2000, self._buffer([port])
@@ -112,17 +120,21 @@ class Switch:
         command = [
             str(program()), str(self._state.control), str(buffer), str(slack), *arguments
         ]  # fmt: skip
+        parent = os.getpid()
         if os.fork() == 0:
             try:
+                kernel.die_with_parent(parent)
                 devices.detach()
                 log = os.open(self._state.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
                 os.dup2(log, 2)
                 self._state.enlist("switch")
                 kernel.unshare("net")
+                kernel.outlive_parent()  # it is enlisted: `down` finds it
                 os.execv(command[0], command)
             except OSError as error:
                 os.write(2, f"{error}\n".encode())
-            os._exit(1)
+            finally:
+                os._exit(1)
         start = time.monotonic()
         while not self._state.control.exists():
             said = self._state.log.read_text().strip() if self._state.log.exists() else ""
@@ -138,20 +150,23 @@ class Switch:
         self._ask(f"rate {number} {round(port.rate)}")
         self._shape(port)
 
+    def require_alive(self) -> None:
+        """Raise BedError where the switch is gone."""
+        if self._state.process("switch") is None:
+            raise self._state.gone(f"the switch (see {self._state.log})")
+
     def _ask(self, question: str) -> str:
         mine = self._state.folder / f"asking-{os.getpid()}"
         with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as asking:
             asking.settimeout(_PATIENCE)
-            asking.bind(str(mine))
             try:
+                asking.bind(str(mine))
                 asking.sendto(question.encode(), str(self._state.control))
                 answer = asking.recv(65536).decode()
             except OSError:
-                raise BedError(
-                    f"the switch is gone (see {self._state.log}); `testbed down`, then `up`"
-                ) from None
+                raise self._state.gone(f"the switch (see {self._state.log})") from None
             finally:
-                mine.unlink()
+                mine.unlink(missing_ok=True)
         if answer == "unknown command\n":
             raise BedError(f"the switch does not know {question!r}")
         return answer
