@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from bed import calibration, devices, topology
+from bed import calibration, devices, files, topology
 from bed.cgroups import Cgroup, version
 from bed.links import Port, ip, ports
 from bed.netem import Netem
@@ -49,6 +49,8 @@ def up(state: State, options: dict) -> None:
     made = ports(nodes, SHAPES[options["topology"]], options["delay"], options["rate"])
     options["ports"] = [asdict(port) for port in made]
     with state.alone("up"):
+        if not state.exists():
+            files.require_free(place(state, options))
         state.create(options, nodes)
         try:
             _make(state, options, nodes, made)
@@ -65,9 +67,10 @@ def _make(state: State, options: dict, nodes: list[Node], made: list[Port]) -> N
         (state.folder / name).mkdir()
     hosts = [f"{node.address} {node.name}" for node in nodes]
     (state.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
+    files.claim(place(state, options))
     for node in nodes:
         folder = place(state, options) / node.name
-        folder.mkdir(parents=True)
+        folder.mkdir()
         limit(state, options, node)
         devices.start(state, node, folder, options["private"])
     engine(state, options).create(made)
@@ -152,14 +155,14 @@ def _clear(state: State) -> None:
     try:
         options, nodes = state.read()
     except BedError:  # it died while the plan was written: nothing else has been made
-        shutil.rmtree(state.folder)
+        files.clear(state.folder)
         return
     groups = [Cgroup(state.name, node.name) for node in nodes]
     _end(state, groups)
     for group in groups:
         group.remove()
-    shutil.rmtree(place(state, options), ignore_errors=not place(state, options).exists())
-    shutil.rmtree(state.folder)  # last: until then another `down` knows what to remove
+    files.remove(place(state, options))
+    files.clear(state.folder)  # last: until then another `down` knows what to remove
 
 
 def _end(state: State, groups: list[Cgroup]) -> None:
