@@ -11,6 +11,7 @@ from bed.quantities import BedError
 
 ROOT = Path("/sys/fs/cgroup")
 _PERIOD = 10_000  # microseconds: a device is slowed evenly, not stopped for a tenth of a second
+_LEAST_QUOTA, _LONGEST_PERIOD = 1000, 1_000_000  # microseconds that the kernel takes
 _CONTROLLERS = {1: ("memory", "cpu", "blkio"), 2: ("memory", "cpu", "io")}
 
 
@@ -74,12 +75,17 @@ class Cgroup:
 
     def limit_cpu(self, cores: float | None) -> None:
         """Let the device compute as fast as so many cores; None lifts it."""
-        quota = None if cores is None else max(1000, round(cores * _PERIOD))
+        period, quota = _PERIOD, None
+        if (
+            cores is not None
+        ):  # of a tenth of a core the least quota is more, so it comes less often
+            period = min(_LONGEST_PERIOD, max(_PERIOD, round(_LEAST_QUOTA / cores)))
+            quota = max(_LEAST_QUOTA, round(cores * period))
         if self.version == 2:
-            self._set("cpu", "cpu.max", f"{'max' if quota is None else quota} {_PERIOD}")
+            self._set("cpu", "cpu.max", f"{'max' if quota is None else quota} {period}")
             return
         self._set("cpu", "cpu.cfs_quota_us", "-1")
-        self._set("cpu", "cpu.cfs_period_us", str(_PERIOD))
+        self._set("cpu", "cpu.cfs_period_us", str(period))
         self._set("cpu", "cpu.cfs_quota_us", str(-1 if quota is None else quota))
 
     def limit_disk(self, folder: Path, rate: int | None) -> None:
