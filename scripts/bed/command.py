@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-from bed import assembly, devices, launch, quantities, selftest
+from bed import assembly, devices, flags, launch, private, quantities, selftest
 from bed.cgroups import Cgroup
 from bed.quantities import BedError, BedMistake, written_duration, written_rate
 from bed.state import State, names
-from bed.topology import SHAPES, Node
+from bed.topology import MOST_DEVICES, SHAPES, Node
+
+MOST_RANKS = 1024
 
 
 def main() -> int:
     """Do what the command line says; return the exit code."""
-    words = sys.argv[1:]
-    cut = words.index("--") if "--" in words else len(words)
-    parsed = _parser().parse_args(words[:cut])
-    parsed.command = words[cut + 1 :]
     try:
-        if parsed.takes_command != bool(parsed.command):
-            example = f"`testbed {parsed.word} {'DEVICE ' * (parsed.word == 'exec')}-- COMMAND`"
-            raise BedMistake(
-                f"write {example}" if parsed.takes_command else "nothing goes after --"
-            )
-        parsed.do(State(parsed.name), parsed)
+        parsed = flags.read(sys.argv[1:], _COMMANDS)
+        state = State(parsed.name)
+        assembly.require_root()
+        if not parsed.takes_command:  # a command has its own way to end
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+                    signal.signal(number, _ended)
+        parsed.do(state, parsed)
     except BedError as error:
         print(f"testbed: {error}", file=sys.stderr)
         return error.exit_code
@@ -36,111 +39,27 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"testbed: {where}{error.strerror}", file=sys.stderr)
+        print(f"testbed: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="testbed",
-        description="Virtual devices with slow links between them on this machine, as root.",
-    )
-    name = os.environ.get("TPIMPI_TESTBED", "bed")
-    parser.add_argument("--name", default=name, help="which bed, where there are several (bed)")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(word: str, do, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(word, help=text, description=text)
-        command.set_defaults(do=do, word=word, takes_command=word in ("run", "exec"))
-        return command
-
-    one = add("up", _up, "make the devices")
-    one.add_argument("--devices", type=int, default=2, metavar="N")
-    one.add_argument(
-        "--topology",
-        choices=SHAPES,
-        default="switch",
-        help="one switch, or a gateway for each device and one core router (switch)",
-    )
-    one.add_argument("--delay", default="0", help="one way, of each hop: 1ms, 100us (0)")
-    one.add_argument(
-        "--rate", default="0", help="of each link, both ways at once: 300mbit (0: no limit)"
-    )
-    one.add_argument("--memory", help="of each device: 3G (no limit)")
-    one.add_argument(
-        "--cpu",
-        type=float,
-        metavar="CORES",
-        help="how many cores' worth each device may compute: 0.5 (no limit)",
-    )
-    one.add_argument(
-        "--disk-rate", help="reading and writing past the page cache: 50MB/s (no limit)"
-    )
-    one.add_argument(
-        "--private",
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="a folder that is another, empty one on each device; repeatable",
-    )
-    one.add_argument(
-        "--folder",
-        default="/var/lib/tpimpi-testbed",
-        help="where the devices' files lie, a disk (/var/lib/tpimpi-testbed)",
-    )
-    one.add_argument("--subnet", default="10.99.7.0/24", help="inside the bed (10.99.7.0/24)")
-
-    add("down", _down, "end everything and remove it, also what a crash has left")
-    add("lacks", _lacks, "exit 1 with a sentence where this machine can't have a bed")
-    add("status", _status, "tell what is up, and the traffic of each link")
-
-    one = add("run", _run, "mpirun over all devices: a rank a device, started on the first")
-    one.add_argument("-np", type=int, metavar="N", help="ranks, if not one a device")
-    one.add_argument("--mpi", choices=("mpich", "openmpi"), help="where there are both")
-    one.add_argument(
-        "--check",
-        action="store_true",
-        help="measure the links first (as `test` does), and refuse where they are off",
-    )
-
-    one = add("exec", _exec, "run a command on one device")
-    one.add_argument("device")
-
-    add("test", _test, "measure the links idle and under load; exit 1 where they are off by 10 %%")
-
-    one = add("processes", _processes, "print the numbers of a device's processes")
-    one.add_argument("device")
-
-    one = add("login", _login, "what mpirun starts in place of ssh")
-    one.add_argument("device")
-    one.add_argument("line")
-
-    one = add("link", _link, "cut a device's link, or mend it; change its delay or rate")
-    one.add_argument("device")
-    one.add_argument("state", nargs="?", choices=("up", "down"))
-    one.add_argument("--delay")
-    one.add_argument("--rate")
-
-    one = add("slow", _slow, "let a device compute at a fraction of its speed; 100%% lifts it")
-    one.add_argument("device")
-    one.add_argument("share")
-    return parser
+def _ended(number: int, frame: object) -> NoReturn:
+    """End as Ctrl-C does: what has been begun is removed."""
+    sys.exit(128 + number)
 
 
 def _up(state: State, parsed: argparse.Namespace) -> None:
-    private = [str(Path(folder).resolve()) for folder in parsed.private]
-    for folder in private:
-        if not Path(folder).is_dir():
-            raise BedMistake(f"--private {folder} is no folder")
-    if parsed.cpu is not None and parsed.cpu < 0.1:
-        raise BedMistake(f"--cpu {parsed.cpu} is below a tenth of a core")
+    folder = Path(os.path.realpath(parsed.folder))
     assembly.up(state, {
-        "devices": parsed.devices, "topology": parsed.topology, "subnet": parsed.subnet,
+        "devices": quantities.whole(parsed.devices, "--devices", 1, MOST_DEVICES),
+        "topology": parsed.topology, "subnet": parsed.subnet,
         "delay": quantities.duration(parsed.delay), "rate": quantities.rate(parsed.rate),
-        "memory": parsed.memory and quantities.size(parsed.memory), "cpu": parsed.cpu,
-        "disk_rate": parsed.disk_rate and quantities.disk_rate(parsed.disk_rate),
-        "private": private, "folder": str(Path(parsed.folder).resolve()), "slowed": {},
+        "memory": quantities.memory(parsed.memory),
+        "cpu": None if parsed.cpu is None else quantities.cores(parsed.cpu),
+        "disk_rate": quantities.disk_rate(parsed.disk_rate),
+        "private": private.folders(parsed.private, folder / state.name),
+        "folder": str(folder), "slowed": {},
     })  # fmt: skip
     _status(state, parsed)
 
@@ -150,8 +69,6 @@ def _lacks(state: State, parsed: argparse.Namespace) -> None:
 
 
 def _down(state: State, parsed: argparse.Namespace) -> None:
-    if not state.exists():
-        raise BedMistake(f"no bed {state.name!r} is up")
     assembly.down(state)
 
 
@@ -186,11 +103,13 @@ def _told(state: State, options: dict, node: Node, port: dict, traffic: dict) ->
     parts.append(f"memory {used:.0f}{whole} MiB")
     cores = assembly.cores(options, node)
     if cores is not None:
-        parts.append(f"{cores:.2g} cores")
-    parts.append(f"sent {traffic['sent']} B, received {traffic['received']} B")
-    if traffic["dropped"]:
-        parts.append(f"dropped {traffic['dropped']} frames")
-    return ", ".join(parts)
+        parts.append(f"{cores:.4g} cores")
+    return ", ".join([*parts, _passed(traffic)])
+
+
+def _passed(traffic: dict) -> str:
+    dropped = f", dropped {traffic['dropped']} frames" if traffic["dropped"] else ""
+    return f"sent {traffic['sent']} B, received {traffic['received']} B{dropped}"
 
 
 def _node(state: State, wanted: str) -> Node:
@@ -203,9 +122,10 @@ def _node(state: State, wanted: str) -> Node:
 
 def _run(state: State, parsed: argparse.Namespace) -> None:
     options, nodes = state.read()
-    ranks = options["devices"] if parsed.np is None else parsed.np
-    if ranks < 1:
-        raise BedMistake(f"-np {ranks} is not a number of ranks")
+    ranks = len(nodes) if parsed.np is None else quantities.whole(parsed.np, "-np", 1, MOST_RANKS)
+    assembly.engine(state, options).require_alive()
+    for node in nodes:
+        state.holder(node.name)  # else it would be the launcher that complains, at length
     mpirun, kind = launch.find(parsed.mpi)
     if parsed.check:
         selftest.check(state, quiet=True)
@@ -233,7 +153,8 @@ def _login(state: State, parsed: argparse.Namespace) -> None:
 def _processes(state: State, parsed: argparse.Namespace) -> None:
     node = _node(state, parsed.device)
     members = Cgroup(state.name, node.name).members() - {state.process(node.name)}
-    print(*sorted(members))
+    if members:
+        print(*sorted(members))
 
 
 def _link(state: State, parsed: argparse.Namespace) -> None:
@@ -242,12 +163,24 @@ def _link(state: State, parsed: argparse.Namespace) -> None:
         changes["delay"] = quantities.duration(parsed.delay)
     if parsed.rate is not None:
         changes["rate"] = quantities.rate(parsed.rate)
-    if not changes:
-        raise BedMistake("say what the link shall be: up, down, --delay or --rate")
-    assembly.change_link(state, _node(state, parsed.device), **changes)
+    node = _node(state, parsed.device)
+    if changes:
+        assembly.change_link(state, node, **changes)
+        return
+    options, _ = state.read()
+    port = options["ports"][node.number - 1]
+    traffic = assembly.engine(state, options).traffic()[node.number - 1]
+    way = f"{written_duration(port['delay'])} a hop, {written_rate(port['rate'])}"
+    print(f"{node.name}: {'up' if port['up'] else 'down'}, {way}, {_passed(traffic)}")
 
 
 def _slow(state: State, parsed: argparse.Namespace) -> None:
     node = _node(state, parsed.device)
     given = assembly.slow(state, node, quantities.share(parsed.share))
-    print(f"{node.name}: {'no limit' if given is None else f'{given:.2g} cores'}")
+    print(f"{node.name}: {'no limit' if given is None else f'{given:.4g} cores'}")
+
+
+_COMMANDS: dict[str, Callable[[State, argparse.Namespace], None]] = {
+    "up": _up, "down": _down, "lacks": _lacks, "status": _status, "run": _run, "exec": _exec,
+    "test": _test, "processes": _processes, "login": _login, "link": _link, "slow": _slow,
+}  # fmt: skip

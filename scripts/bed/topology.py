@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from bed.quantities import BedMistake
 
 MOST_DEVICES = 32
+# This machine itself, links without a plan, groups, and what the kernel does not send to.
+_SPECIAL = [
+    ipaddress.IPv4Network(text)
+    for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+]
 INTERFACE = "eth0"  # of every device
 
 
@@ -41,12 +46,15 @@ class Node:
 
 def plan(devices: int, subnet: str) -> list[Node]:
     """Return the devices. Raises BedMistake for what doesn't fit."""
-    if not 1 <= devices <= MOST_DEVICES:
-        raise BedMistake(f"--devices {devices} is not between 1 and {MOST_DEVICES}")
     try:
         network = ipaddress.IPv4Network(subnet)
     except ValueError as error:
         raise BedMistake(f"--subnet {subnet}: {error}") from None
     if network.prefixlen != 24:
         raise BedMistake(f"--subnet {subnet} is not a /24")
+    if any(network.subnet_of(special) for special in _SPECIAL):
+        raise BedMistake(
+            f"--subnet {subnet} has no addresses for devices; take one of 10.0.0.0/8, "
+            "172.16.0.0/12 or 192.168.0.0/16, such as 10.99.8.0/24"
+        )
     return [Node(f"dev{number}", number, str(network[number])) for number in range(1, devices + 1)]
