@@ -1,5 +1,6 @@
 """The test bed keeps what it promises: delays, rates, limits, separate devices, nothing left."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bed import RUN, TESTBED, bed, testbed
+from bed import RUN, TESTBED, bed, testbed, unavailable
 
 # What two devices say to each other; every bound is one that a busy machine can't break.
 LISTEN = """
@@ -131,6 +132,14 @@ def test_a_cut_link_is_silent_until_it_is_mended(two):
     assert two.python(1, REACH) == "reached"
 
 
+def test_a_link_is_shown(two):
+    shown = two.ask("link", "dev2")
+    assert shown.returncode == 0
+    assert re.fullmatch(
+        r"dev2: up, 20\.00 ms a hop, 10 Mbit/s, sent \d+ B, received \d+ B.*\n", shown.stdout
+    )
+
+
 def test_a_delay_can_be_changed(two):
     for device in (1, 2):
         two.link(device, delay="60ms")
@@ -223,11 +232,16 @@ def test_up_twice_is_refused(two):
     "words, says",
     [
         (["link", "dev3", "down"], "'dev3' is none of the devices dev1 to dev2"),
-        (["link", "dev1"], "say what the link shall be"),
+        (["link", "dev1", "--delay", "99999s"], "take 60s at most"),
+        (["link", "dev1", "--rate", "99999999999gbit"], "take 1kbit to 100gbit"),
+        (["link", "dev1", "off"], "invalid choice: 'off'"),
         (["link", "1", "--delay=1"], "'1' is no time"),
-        (["slow", "dev1", "150%"], "not between 0% and 100%"),
+        (["slow", "dev1", "150%"], "take 1% to 100%"),
         (["run"], "write `testbed run -- COMMAND`"),
+        (["slow", "dev1", "0.1%"], "take 1% to 100%"),
         (["run", "-np", "0", "--", "true"], "-np 0"),
+        (["run", "-np", "x", "--", "true"], "-np 'x' is no whole number"),
+        (["run", "--mpi", "mpi", "--", "true"], "invalid choice: 'mpi'"),
         (["exec", "1", "--", "/no/such/program"], "/no/such/program can't be run"),
         (["down", "--", "now"], "nothing goes after --"),
     ],
@@ -246,7 +260,32 @@ def test_mistakes_are_refused(two, words, says):
         (["--delay=soon"], "'soon' is no time"),
         (["--rate=300"], "'300' is no rate of a link"),
         (["--memory=lots"], "'lots' is no size"),
-        (["--cpu=0.01"], "below a tenth of a core"),
+        (["--devices=x"], "--devices 'x' is no whole number"),
+        (["--devices", "-1"], "--devices -1 is not between"),
+        (["--delay", "-1ms"], "'-1ms' is no time"),
+        (["--delay=\u0663ms"], "is no time"),
+        (["--delay=61s"], "take 60s at most"),
+        (["--rate", "-3mbit"], "'-3mbit' is no rate"),
+        (["--rate=0.5kbit"], "take 1kbit to 100gbit"),
+        (["--memory", "-1G"], "'-1G' is no size"),
+        (["--memory=1"], "take 16MiB to"),
+        (["--memory=" + 400 * "9"], "take 16MiB to"),
+        (["--disk-rate=1B/s"], "take 100kB/s to"),
+        (["--cpu=0.01"], "take 0.1 to 1024"),
+        (["--cpu=nan"], "'nan' is no number of cores"),
+        (["--cpu=inf"], "'inf' is no number of cores"),
+        (["--cpu=1" + 300 * "0"], "take 0.1 to 1024"),
+        (["--topology=ring"], "invalid choice: 'ring'"),
+        (["--subnet=127.0.0.0/24"], "has no addresses for devices"),
+        (["--subnet=0.0.0.0/24"], "has no addresses for devices"),
+        (["--subnet=224.0.0.0/24"], "has no addresses for devices"),
+        (["--private=/"], "--private / would hide"),
+        (["--private=/proc"], "would hide /proc"),
+        (["--private=/sys/fs"], "would hide /sys"),
+        (["--private=/usr"], "--private /usr would hide"),
+        (["--private=/run"], "--private /run would hide"),
+        (["--private=" + sys.prefix], "would hide"),
+        (["--private=" + str(TESTBED.parent)], "would hide"),
         (["--subnet=10.0.0.0/8"], "is not a /24"),
         (["--private=/no/such/folder"], "--private /no/such/folder"),
         (["--folder=/proc"], "/proc"),
@@ -261,20 +300,32 @@ def test_up_refuses_and_leaves_nothing(words, says):
 
 
 def test_needs_root():
-    if os.geteuid():
-        done = testbed("lacks")
-    elif shutil.which("unshare"):
-        environment = {**os.environ}
+    other = [] if os.geteuid() else ["unshare", "--user"]
+    if other and not shutil.which("unshare"):
+        pytest.skip("this is root, and there is no unshare to be another user")
+    for words in (
+        ["lacks"], ["up"], ["down"], ["status"], ["test"], ["run", "--", "true"],
+        ["exec", "dev1", "--", "true"], ["processes", "dev1"], ["link", "dev1"],
+        ["slow", "dev1", "50%"],
+    ):  # fmt: skip
         done = subprocess.run(
-            ["unshare", "--user", TESTBED, "lacks"], env=environment, check=False,
-            capture_output=True, text=True,
-        )  # fmt: skip
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "testbed: the test bed makes namespaces and control groups: be root\n"
+            [*other, TESTBED, *words], check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            "testbed: the test bed makes namespaces and control groups: be root\n"
+        )
 
 
 def test_without_a_bed():
-    for words in (["down"], ["status"], ["run", "--", "true"], ["test"]):
+    for words in (
+        ["link", "dev1"],
+        ["processes", "dev1"],
+        ["down"],
+        ["status"],
+        ["run", "--", "true"],
+        ["test"],
+    ):
         done = testbed("--name", "test-none", *words)
         assert done.returncode == 2
         assert "no bed 'test-none' is up" in done.stderr
@@ -301,6 +352,99 @@ def test_down_leaves_nothing_whatever_has_died(broken):
     running.communicate(timeout=30)
     assert left_of(name) == []
     assert not [pid for pid in holders if Path("/proc", pid, "exe").exists()]
+
+
+def test_what_needs_the_links_says_that_the_switch_is_gone():
+    with bed(devices=2) as made:
+        switch = RUN / made.name / "processes" / "switch"
+        if not switch.exists():
+            pytest.skip("the kernel's netem is no process")
+        os.kill(int(switch.read_text().split()[0]), signal.SIGKILL)
+        told = {
+            made.ask(*words).stderr
+            for words in (["status"], ["link", "1"], ["test"], ["run", "--", "true"])
+        }
+        assert len(told) == 1, told
+        assert "the switch (see" in told.pop()
+
+
+def test_files_of_others_are_kept(tmp_path):
+    kept = tmp_path / "test-files" / "mine"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    words = ["--name", "test-files", "up", f"--folder={tmp_path}"]
+    refused = testbed(*words)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "no test bed has made it" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert kept.read_text() == "precious" and left_of("test-files") == []
+
+
+@contextlib.contextmanager
+def begun(folder):
+    """Start `up` with files in a folder; give the bed's name, and its Popen once it calibrates."""
+    if testbed("lacks").returncode:
+        unavailable("there can't be a bed")
+    name = f"test-{os.getpid()}-begun"
+    words = ["--name", name, "up", f"--folder={folder}", "--delay=20ms"]
+    up = subprocess.Popen([TESTBED, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 30
+        while len(computing(name, up.pid)) < 2:
+            assert up.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        yield name, up
+    finally:
+        up.kill()
+        up.communicate()
+        testbed("--name", name, "down")
+    assert left_of(name) == [] and list(folder.iterdir()) == []
+
+
+def computing(name, pid):
+    """Return the processes that `up` lets compute while it calibrates: copies of itself."""
+    children = lines(Path(f"/proc/{pid}/task/{pid}/children")).split()
+    held = [lines(path).split()[:1] for path in (RUN / name / "processes").glob("*")]
+    return [
+        child.decode() for child in children
+        if [child] not in held and b"testbed" in lines(Path("/proc", child.decode(), "cmdline"))
+    ]  # fmt: skip
+
+
+def lines(path):
+    """Return what a file of /proc says; nothing once the process is gone."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_up_that_is_ended_leaves_no_process_and_down_removes_the_rest(tmp_path, number):
+    with begun(tmp_path) as (name, up):
+        children = computing(name, up.pid)
+        up.send_signal(number)
+        up.wait(timeout=30)
+        deadline = time.monotonic() + 5
+        while any(b"testbed" in lines(Path("/proc", pid, "cmdline")) for pid in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if number == signal.SIGKILL:
+            done = testbed("--name", name, "down")
+            assert (done.returncode, done.stderr) == (0, "")
+        assert left_of(name) == [] and list(tmp_path.iterdir()) == []
+
+
+def test_down_lets_up_finish_or_says_that_it_is_at_work(tmp_path):
+    with begun(tmp_path) as (name, up):
+        up.send_signal(signal.SIGSTOP)
+        for words in (["down"], ["up"], ["link", "1", "down"]):
+            refused = testbed("--name", name, *words)
+            assert refused.returncode == 1
+            says = f"`testbed up` of the bed {name!r} is at work (process {up.pid})"
+            assert says in refused.stderr
+        up.send_signal(signal.SIGCONT)
+        assert testbed("--name", name, "down").returncode == 0  # it waits
 
 
 def test_klonet_is_four_hops():
