@@ -84,6 +84,29 @@ def test_a_chat_model_that_ends_at_once(mpirun, tmp_path):
     assert output(process) == GREEDY + "\n" and "ended at once" not in process.stderr
 
 
+def test_the_prompt_as_a_message_of_a_chat(mpirun, tmp_path):
+    model = shutil.copytree(DEMO, tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}"
+    )
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    tokenizer = load_tokenizer(DEMO, ModelConfig.from_directory(DEMO))
+    asked = ["generate", "--model", model, "--chat", "-p", "Who?", "--temp", 0, "-n", 6]
+    found = json.loads(output(run(mpirun, 2, *asked, "--system", "Short.", "--output", "json")))
+    bos = settings["bos_token"]
+    expected = tokenizer.encode(f"{bos}SYSTEM: Short.\nUSER: Who?\n", add_bos=False)
+    assert found["prompt_ids"] == expected and expected.count(expected[0]) == 1
+    process = run(mpirun, 2, *asked)
+    assert "Who?" not in process.stdout and "template" not in process.stderr
+    spoken = ["-p", f"{bos}USER: Who?\n", "--no-bos", "--temp", 0, "-n", 6, "--no-echo"]
+    assert process.stdout == output(run(mpirun, 2, "generate", "--model", DEMO, *spoken))
+    process = run(mpirun, 2, *asked[:2], DEMO, *asked[3:])
+    assert "demo has no chat template; this is a plain form" in process.stderr
+    refusal = run(mpirun, 2, *asked[:3], "-p", "x", "--system", "y")
+    assert refusal.returncode == 2 and "give --chat with it" in refusal.stderr
+
+
 def test_the_line_of_figures_comes_after_the_text(mpirun):
     command = [*mpirun, "-np", "2", *TPIMPI, "generate", "--model", DEMO, "-p", "ROMEO:"]
     process = subprocess.run(

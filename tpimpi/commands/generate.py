@@ -35,6 +35,8 @@ class Options:
     prompt_file: str | None
     prefix: str
     no_bos: bool
+    chat: bool  # the prompt is what a user says, to be written as the model's template has it
+    system: str | None  # ... after this
     settings: GenerationSettings
     echo: bool
     report: str | None
@@ -65,6 +67,14 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         help="read it from a file, without the newline at its end; - is stdin",
     )
     prompt.add_argument("--prefix", default="", metavar="TEXT", help="text put before the prompt")
+    prompt.add_argument(
+        "--chat", action="store_true",
+        help="write the prompt as a user's message in the form that the model was trained on, its "
+        "chat template, and print the answer alone",
+    )  # fmt: skip
+    prompt.add_argument(
+        "--system", metavar="TEXT", help="what the model is told before, with --chat"
+    )
     prompt.add_argument("--no-bos", action="store_true", help="don't begin with the BOS token")
     prompt.add_argument(
         "--escape", "-e", action="store_true",
@@ -113,13 +123,15 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     """Return what the flags say."""
-    texts = {"--prompt": args.prompt, "--prefix": args.prefix}
+    if args.system is not None and not args.chat:
+        raise UserError("--system is a part of a conversation; give --chat with it")
+    texts = {"--prompt": args.prompt, "--prefix": args.prefix, "--system": args.system}
     texts |= {f"--stop {stop!r}": stop for stop in args.stop}
     for flag, text in texts.items():
         if text is not None:
             check_text(text, flag)
             texts[flag] = _unescaped(text, flag) if args.escape else text
-    prompt, prefix, *stops = texts.values()
+    prompt, prefix, system, *stops = texts.values()
     settings = GenerationSettings(
         args.length,
         SamplingSettings(
@@ -129,8 +141,8 @@ def options(args: argparse.Namespace) -> Options:
     )  # fmt: skip
     return Options(
         args.model, flags.shard_request(args), flags.memory_request(args), args.allreduce,
-        prompt, args.prompt_file, prefix, args.no_bos, settings,
-        not args.no_echo, args.report, args.output == "json",
+        prompt, args.prompt_file, prefix, args.no_bos, args.chat, system, settings,
+        not (args.no_echo or args.chat), args.report, args.output == "json",
     )  # fmt: skip
 
 
@@ -148,7 +160,6 @@ def _unescaped(text: str, flag: str) -> str:
 
 def run(options: Options, group, threads: int) -> None:
     """Generate text after the prompt (collective)."""
-    from tpimpi.checkpoint.chat import chat_template_of
     from tpimpi.commands import report
     from tpimpi.engine.figures import summary
     from tpimpi.engine.llm import OpenModel
@@ -165,12 +176,7 @@ def run(options: Options, group, threads: int) -> None:
             if prompt is None:
                 prompt = read_text(options.prompt_file, "--prompt-file", trim=True)
             prompt = options.prefix + prompt
-            ids = model.prompt_ids(prompt, not options.no_bos)
-            if chat_template_of(options.model):
-                say(
-                    f"{model.config.name} is a chat model, and its template is not used: it goes "
-                    "on from the prompt as it is, and may end at once"
-                )
+            ids = _ids(options, model, prompt)
     length = options.settings.max_new_tokens
     prompt_tokens = group.comm.bcast(len(ids))
     work = Work(prompt_tokens, min(prompt_tokens + length, most))
@@ -194,6 +200,29 @@ def run(options: Options, group, threads: int) -> None:
         print(json.dumps(found | {"figures": content}), flush=True)
     else:
         say(report.line(content, figures))
+
+
+def _ids(options: Options, model, prompt: str) -> list[int]:
+    """Return the ids of the prompt, as a conversation if that is asked. Raises UserError."""
+    from tpimpi.checkpoint.chat import chat_template_of
+    from tpimpi.checkpoint.template import ChatTemplate
+
+    if not options.chat:
+        if chat_template_of(options.model):
+            say(
+                f"{model.config.name} is a chat model, and its template is not used: it goes on "
+                "from the prompt as it is, and may end at once; --chat uses it"
+            )
+        return model.prompt_ids(prompt, not options.no_bos)
+    if not prompt:
+        raise UserError("the prompt is empty; give some text")
+    template = ChatTemplate(options.model)
+    if not template.is_own:
+        say(f"{model.config.name} has no chat template; this is {template.source}")
+    messages = [{"role": "user", "content": prompt}]
+    if options.system:
+        messages.insert(0, {"role": "system", "content": options.system})
+    return model.prompt_ids(template.render(messages), add_bos=False)  # it writes BOS itself
 
 
 def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
