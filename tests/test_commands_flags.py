@@ -15,7 +15,7 @@ BASE = ["generate", "--model", "M", "--prompt", "hello"]
 def test_defaults_are_the_predecessors():
     options = parse(BASE).options
     assert options.settings == GenerationSettings(
-        20, SamplingSettings(1.0, 0, 0.9, 0.0, 1.0, 42), (), (), False
+        20, SamplingSettings(1.0, 0, 0.9, 0.0, 1.0, 42, 0.0, 0.0, ()), (), (), False
     )
     assert options.memory == MemoryRequest() and options.shards == ShardRequest()
 
@@ -41,6 +41,13 @@ def test_defaults_are_the_predecessors():
         (["--model_path", "N"], "model", "N"),
         (["--stop-id", "7"], "settings", chosen(stop_ids=(7,))),
         (["--escape", "--stop", r"a\n\"b"], "settings", chosen(stop=('a\n"b',))),
+        (["--presence_penalty=-2"], "settings", chosen(presence_penalty=-2.0)),
+        (["--frequency-penalty", "0.5"], "settings", chosen(frequency_penalty=0.5)),
+        (
+            ["--logit-bias", "7=-100", "--logit-bias=8=1.5"],
+            "settings",
+            chosen(logit_bias=((7, -100.0), (8, 1.5))),
+        ),
         (["--no-echo"], "echo", False),
     ],
 )

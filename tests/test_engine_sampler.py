@@ -57,6 +57,20 @@ def test_repeat_penalty_weakens_what_was_seen():
     assert logits[0] == 2.0  # the caller's logits stay
 
 
+def test_penalties_count_what_was_made():
+    logits = np.array([2.0, 1.9, 1.8], np.float32)
+    sampler = Sampler(SamplingSettings(temperature=0, frequency_penalty=0.15))
+    assert [sampler.sample(logits, [2, 2, 2]) for _ in range(6)] == [0, 1, 0, 2, 1, 0]
+    sampler = Sampler(SamplingSettings(temperature=0, presence_penalty=0.15))
+    assert [sampler.sample(logits, []) for _ in range(4)] == [0, 1, 0, 0]
+
+
+def test_a_bias_forbids_and_forces():
+    logits = np.array([2.0, 1.9, 1.8], np.float32)
+    for bias, kept in (((0, -100.0),), {1, 2}), (((2, 100.0),), {2}):
+        assert set(np.flatnonzero(drawn(200, logits=logits, logit_bias=bias))) == kept
+
+
 def test_seeds():
     a, b, c = (Sampler(SamplingSettings(seed=s)) for s in (1, 1, 2))
     logits = np.zeros(1001, np.float32)
@@ -65,13 +79,17 @@ def test_seeds():
     assert first != [c.sample(logits, []) for _ in range(20)]
 
 
-def reference(logits, history, s, random):
+def reference(logits, history, s, random, made=()):
     """Sample in the plainest way: everything sorted, in float64."""
     scores = logits.astype(np.float64)
+    for token, bias in s.logit_bias:
+        scores[token] += bias
     if s.repeat_penalty != 1.0 and len(history):
         seen = np.unique(np.asarray(history))
         values = scores[seen]
         scores[seen] = np.where(values > 0, values / s.repeat_penalty, values * s.repeat_penalty)
+    for token in set(made):
+        scores[token] -= s.presence_penalty + s.frequency_penalty * made.count(token)
     if s.temperature == 0:
         return int(scores.argmax())
     scores /= s.temperature
@@ -120,6 +138,9 @@ SETTINGS = st.builds(
     ),
     min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
     repeat_penalty=st.sampled_from([1.0, 1.1, 0.5, 2.0]),
+    presence_penalty=st.sampled_from([0.0, 0.5, 2.0, -2.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.3, -1.0]),
+    logit_bias=st.sampled_from([(), ((0, 5.0),), ((0, -100.0),)]),
     seed=st.integers(0, 2**40),
 )
 
@@ -130,9 +151,10 @@ def test_the_tokens_are_those_of_the_plainest_way(kind, size, chosen):
     random = np.random.default_rng(chosen.seed + 1)
     logits = made_logits(kind, size, random)
     history = random.integers(0, size, 20).tolist()
-    sampler, same_seed = Sampler(chosen), np.random.default_rng(chosen.seed)
-    with np.errstate(over="ignore"):
-        expected = [reference(logits, history, chosen, same_seed) for _ in range(5)]
+    sampler, same_seed, expected = Sampler(chosen), np.random.default_rng(chosen.seed), []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(5):
+            expected.append(reference(logits, history, chosen, same_seed, expected))
     assert [sampler.sample(logits, history) for _ in range(5)] == expected
 
 

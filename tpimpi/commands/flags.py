@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 from tpimpi.comm import ALLREDUCES
+from tpimpi.engine.settings import MOST_BIAS
 from tpimpi.launch import available_cores
 from tpimpi.memory.request import Budgets, MemoryRequest, shortened
 from tpimpi.model.ratio import parse_ratio
@@ -92,6 +93,14 @@ def link(text: str) -> tuple[float, float]:
         float(latency["number"]) * _SECONDS[latency["unit"]],
         float(speed["number"]) * _BITS[speed["unit"]] / 8,
     )
+
+
+def logit_bias(text: str) -> tuple[int, float]:
+    """Return the value of --logit-bias, an id and what is added to its logit; a flag's type."""
+    token, equals, bias = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{shortened(text)!r} is no ID=X, such as 13=-100")
+    return number(int, 0)(token), number(float, -MOST_BIAS, MOST_BIAS)(bias)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

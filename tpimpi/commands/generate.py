@@ -13,7 +13,7 @@ from tpimpi import status
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_text, read_text
 from tpimpi.console import say
-from tpimpi.engine.settings import GenerationSettings, SamplingSettings
+from tpimpi.engine.settings import MOST_BIAS, MOST_PENALTY, GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.progress import Waiting
@@ -105,11 +105,20 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
          "... at least P times as likely as the likeliest; 0: all"),
         (("--repeat-penalty",), "X", flags.number(float, 1e-3), 1.0,
          "divide the logits of tokens seen by X; 1: off"),
+        (("--presence-penalty",), "X", flags.number(float, -MOST_PENALTY, MOST_PENALTY), 0.0,
+         "subtract X from the logits of tokens that the text has"),
+        (("--frequency-penalty",), "X", flags.number(float, -MOST_PENALTY, MOST_PENALTY), 0.0,
+         "... for each time that it has them"),
         (("--seed",), "N", flags.number(int, 0), 42, "seed of the random numbers"),
     ):  # fmt: skip
         choice.add_argument(
             *names, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
         )
+    choice.add_argument(
+        "--logit-bias", action="append", default=[], type=flags.logit_bias, metavar="ID=X",
+        help=f"add X to the logit of the token with this id: -{MOST_BIAS:.0f} never takes it; "
+        "repeatable",
+    )  # fmt: skip
     choice.add_argument(
         "--stop", action="append", default=[], metavar="TEXT",
         help="end before this text, or at this special token; repeatable",
@@ -135,7 +144,8 @@ def options(args: argparse.Namespace) -> Options:
     settings = GenerationSettings(
         args.length,
         SamplingSettings(
-            args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed
+            args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed,
+            args.presence_penalty, args.frequency_penalty, tuple(args.logit_bias),
         ),
         tuple(stops), tuple(args.stop_id), args.ignore_eos,
     )  # fmt: skip

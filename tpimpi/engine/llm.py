@@ -223,10 +223,12 @@ class LLM:
         self, prompt: str | Sequence[int], settings: GenerationSettings, add_bos: bool
     ) -> Generation:
         """Check a prompt against the context that there is memory for (rank 0)."""
-        for token in settings.stop_ids:
+        named = [("stop id", token) for token in settings.stop_ids]
+        named += [("the logit_bias's id", token) for token, _ in settings.sampling.logit_bias]
+        for what, token in named:
             if token >= self.config.vocab_size:
                 raise UserError(
-                    f"stop id {token} is beyond the vocabulary of {self.config.vocab_size} tokens"
+                    f"{what} {token} is beyond the vocabulary of {self.config.vocab_size} tokens"
                 )
         text = isinstance(prompt, str)
         ids = self._model.prompt_ids(prompt, add_bos) if text else self._checked(prompt)

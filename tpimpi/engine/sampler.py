@@ -19,18 +19,28 @@ class Sampler:
     def __init__(self, settings: SamplingSettings):
         self._settings = settings
         self._random = np.random.default_rng(settings.seed)
+        self._made: dict[int, int] = {}  # how often each token was taken
+        self._bias = _pairs(dict(settings.logit_bias).items())  # ids, what is added to theirs
         self._memory = np.empty((3, 0))  # [3, V], taken once: fresh pages cost more than the sums
 
     def sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
         """Return a token id for logits [V]; `history` are the ids the repeat penalty looks at.
 
-        Logits of -inf are never taken. Raises MachineError where there is no best one.
+        The other penalties look at what this sampler has returned. Logits of -inf are never taken.
+        Raises MachineError where there is no best one.
         """
+        token = self._sample(logits, history)
+        self._made[token] = self._made.get(token, 0) + 1
+        return token
+
+    def _sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
         check_logits(logits)
         if self._memory.shape[1] != len(logits):
             self._memory = np.empty((3, len(logits)))
         s, (scores, *_) = self._settings, self._memory
         scores[...] = logits  # [V]
+        if len(self._bias[0]):
+            scores[self._bias[0]] += self._bias[1]
         with np.errstate(over="ignore"):  # to -inf, which is a probability of 0
             if s.repeat_penalty != 1.0 and len(history):
                 seen = np.asarray(history)
@@ -38,6 +48,9 @@ class Sampler:
                 scores[seen] = np.where(
                     values > 0, values / s.repeat_penalty, values * s.repeat_penalty
                 )
+            if (s.presence_penalty or s.frequency_penalty) and self._made:
+                ids, counts = _pairs(self._made.items())
+                scores[ids] -= s.presence_penalty + s.frequency_penalty * counts
             if s.temperature < _SMALLEST or not np.isfinite(scores.max() / s.temperature):
                 return int(scores.argmax())
             scores /= s.temperature
@@ -87,6 +100,12 @@ class Sampler:
         probabilities *= probabilities >= least
         ties = np.flatnonzero(probabilities == least)
         probabilities[ties[count - rising.searchsorted(-least) :]] = 0.0
+
+
+def _pairs(items) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids and the numbers of pairs of both."""
+    table = np.array([*items], np.float64).reshape(-1, 2)
+    return table[:, 0].astype(np.intp), table[:, 1]
 
 
 def check_logits(logits: np.ndarray) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 
 from tpimpi.checkpoint.text_stream import check_stops
 from tpimpi.errors import UserError
+
+MOST_PENALTY, MOST_BIAS = 2.0, 100.0  # either way, as OpenAI's API allows
 
 
 def whole_number(name: str, value, low: int) -> int:
@@ -39,6 +41,10 @@ class SamplingSettings:
 
     A temperature so near to 0 that the best score divided by it overflows is greedy, too: every
     lower score has a probability of 0 then.
+
+    `logit_bias` is added to the logits of ids. `repeat_penalty` divides those of tokens in prompt
+    and text (Keskar et al. 2019, arXiv:1909.05858). Of a token that the text has c times,
+    `presence_penalty` is taken off once and `frequency_penalty` c times, as OpenAI's API has it.
     """
 
     temperature: float = 1.0
@@ -47,6 +53,9 @@ class SamplingSettings:
     min_p: float = 0.0
     repeat_penalty: float = 1.0
     seed: int = 42
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (id, what is added)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,16 @@ class GenerationSettings:
         _number("top_p", s.top_p, 0, 1)
         _number("min_p", s.min_p, 0, 1)
         _number("repeat_penalty", s.repeat_penalty, 1e-3)
+        _number("presence_penalty", s.presence_penalty, -MOST_PENALTY, MOST_PENALTY)
+        _number("frequency_penalty", s.frequency_penalty, -MOST_PENALTY, MOST_PENALTY)
+        for pair in s.logit_bias:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UserError(
+                    f"logit_bias holds {pair!r}, but must be pairs of an id and a number"
+                )
+            token, bias = pair
+            whole_number("an id of logit_bias", token, 0)
+            _number(f"the logit_bias of id {token}", bias, -MOST_BIAS, MOST_BIAS)
         if not isinstance(self.ignore_eos, bool):
             raise UserError(f"ignore_eos is {self.ignore_eos!r}, but must be True or False")
         for stop in self.stop:
@@ -91,6 +110,9 @@ class GenerationSettings:
                 value = choices[name]
                 one = isinstance(value, str | bytes) or not isinstance(value, Iterable)
                 choices[name] = () if value is None else (value,) if one else tuple(value)
+        bias = choices.get("logit_bias")
+        if bias is not None:
+            choices["logit_bias"] = tuple(bias.items() if isinstance(bias, Mapping) else bias)
         return cls(
             sampling=SamplingSettings(**{n: v for n, v in choices.items() if n in sampling}),
             **{n: v for n, v in choices.items() if n in own},
