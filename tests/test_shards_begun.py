@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -179,15 +180,14 @@ def test_a_file_that_changes_meanwhile_spoils_nothing(group, references, shared_
     expected = content(cut(group, model, shared_tmp / "plain"))
     cut(group, model, folder)
     weights = model / "model.safetensors"
-    plain, reads = feed_module.Feed._cut, []
+    plain, true, turn = feed_module.Feed._cut, weights.read_bytes(), threading.Lock()
 
     def changing(self, tensor, rows):
-        if not reads:
-            true = weights.read_bytes()
-            with weights.open("r+b") as file:
-                file.seek(len(true) // 4)
-                file.write(bytes(len(true) // 2))
-            reads.append(true)
+        with turn:  # of the threads that read
+            if weights.read_bytes() == true:
+                with weights.open("r+b") as file:
+                    file.seek(len(true) // 4)
+                    file.write(bytes(len(true) // 2))
         return plain(self, tensor, rows)
 
     with monkeypatch.context() as patch:
@@ -195,7 +195,7 @@ def test_a_file_that_changes_meanwhile_spoils_nothing(group, references, shared_
         with pytest.raises(UserError, match="changed while it was read; run the command again"):
             cut(group, model, folder, again=True)
     if group.rank == 0:
-        weights.write_bytes(reads[0])
+        weights.write_bytes(true)
     for path in folder.glob("*.h5"):
         if path.name.startswith(f"shard-{group.rank}-"):
             path.unlink()
