@@ -139,6 +139,15 @@ def test_the_status_survives_its_process():
     assert own.ended_line(signal.SIGTERM) is None
 
 
+def test_only_ranks_that_have_met_are_on_other_hosts():
+    own = Status(0, 3)
+    assert not own.has_other_hosts
+    own.peers[1].host = own.own.host
+    assert not own.has_other_hosts
+    own.peers[2].host = "elsewhere"
+    assert own.has_other_hosts
+
+
 def test_what_is_left_unfinished_is_told_to_those_who_end_it():
     own, then = Status(), "the same command goes on with what is there"
     own.begin("making its shard", then, unfinished=True)

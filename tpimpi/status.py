@@ -84,6 +84,11 @@ class Status:
             peer.doing = "starting"
         self.own.host, self.then = os.uname().nodename, AGAIN
 
+    @property
+    def has_other_hosts(self) -> bool:
+        """Whether ranks have met that are on other machines than this one."""
+        return any(peer.host not in ("", self.own.host) for peer in self.peers)
+
     def begin(self, doing: str, then: str | None = None, unfinished: bool = False) -> None:
         """Note what is begun (`computing`), and what the next start will do if it is changed.
 

@@ -154,7 +154,7 @@ class _Guard:
         unexpected = code != 0 and not interrupted and not own.said
         if unexpected:
             self._mourn(code)
-        elif code == 0 and own.rank == 0 and launchers.starts_directly(self._launcher):
+        elif code == 0 and own.rank == 0 and self._may_be_waited_for():
             launchers.see_off(0, self._launcher, own.timeout, STILL_WAITING.format(own.timeout))
         if interrupted or unexpected or own.alone or self._silence.over:
             if not self._signal:
@@ -163,6 +163,10 @@ class _Guard:
             if launchers.abort(self._launcher, code):
                 self._signalled_within(LINGER)  # soon this process is killed
         return code if code >= 0 else FAILED
+
+    def _may_be_waited_for(self) -> bool:
+        """Whether mpirun may wait for another host. On this one it waits for who reads the text."""
+        return self._status.has_other_hosts and launchers.starts_directly(self._launcher)
 
     def _mourn(self, code: int) -> None:
         """Say how the rank ended, which could not say it."""
