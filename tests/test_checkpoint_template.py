@@ -87,6 +87,8 @@ def test_special_tokens_are_texts_or_objects(tmp_path):
         ("{{ messages[7].content + 1 }}", "can't write this conversation"),
         ("{{ 1 / 0 }}", "can't write this conversation"),
         ("{{ ''.__class__.__mro__ }}", "can't write this conversation"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "can't write this conversation"),
+        ("{% for i in range(10 ** 12) %}{% endfor %}", "can't write this conversation"),
         ("{{ messages.append(1) }}", "can't write this conversation"),
         ("{% include '/etc/passwd' %}", "can't write this conversation"),
     ],

@@ -207,6 +207,7 @@ REFUSED = [
     ("A", {"logit_bias": {1024: 1.0}}, "id 1024 is beyond the vocabulary of 1024"),
     ("A", {"logit_bias": {7: 101}}, "from -100.0 to 100.0"),
     ("A", {"logit_bias": {"x": 1}}, "whole number"),
+    ("A", {"logit_bias": 7}, "id: what is added"),
     ("A", {"logit_bias": [7]}, "pairs of an id and a number"),
     ("A", {"presence_penalty": 3}, "from -2.0 to 2.0"),
     ("A", {"frequency_penalty": "1"}, "must be a number"),

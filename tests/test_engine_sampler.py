@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tpimpi.engine.needs import SAMPLING_BYTES
 from tpimpi.engine.sampler import Sampler, SamplingSettings
+from tpimpi.engine.settings import GenerationSettings
 from tpimpi.errors import MachineError
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.3, 0.2, 0.05], np.float32))
@@ -69,6 +70,11 @@ def test_a_bias_forbids_and_forces():
     logits = np.array([2.0, 1.9, 1.8], np.float32)
     for bias, kept in (((0, -100.0),), {1, 2}), (((2, 100.0),), {2}):
         assert set(np.flatnonzero(drawn(200, logits=logits, logit_bias=bias))) == kept
+
+
+def test_no_bias_is_none_at_all():
+    for nothing in (None, {}, []):
+        assert GenerationSettings.of(logit_bias=nothing).sampling.logit_bias == ()
 
 
 def test_seeds():

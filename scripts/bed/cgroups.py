@@ -76,9 +76,7 @@ class Cgroup:
     def limit_cpu(self, cores: float | None) -> None:
         """Let the device compute as fast as so many cores; None lifts it."""
         period, quota = _PERIOD, None
-        if (
-            cores is not None
-        ):  # of a tenth of a core the least quota is more, so it comes less often
+        if cores is not None:  # the least quota may be more than that: then it comes less often
             period = min(_LONGEST_PERIOD, max(_PERIOD, round(_LEAST_QUOTA / cores)))
             quota = max(_LEAST_QUOTA, round(cores * period))
         if self.version == 2:

@@ -87,7 +87,7 @@ class ChatTemplate:
             )  # fmt: skip
         except _Refusal as error:
             raise UserError(f"{self.source} refuses this conversation: {error}") from None
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (jinja2.TemplateError, RecursionError, *_MISTAKES) as error:
             raise UserError(f"{self.source} can't write this conversation ({error})") from None
 
 
@@ -107,6 +107,9 @@ def _is_like_llama_2(directory: Path) -> bool:
     """Whether a model without a template is of Llama 2's kind, by its architecture and tokens."""
     config = read_settings(directory, "config.json")
     return config.get("model_type") == "llama" and config.get("vocab_size") == 32000
+
+
+_MISTAKES = (TypeError, ValueError, LookupError, ArithmeticError)  # of a program in a template
 
 
 class _Refusal(jinja2.TemplateError):

@@ -110,8 +110,10 @@ class GenerationSettings:
                 value = choices[name]
                 one = isinstance(value, str | bytes) or not isinstance(value, Iterable)
                 choices[name] = () if value is None else (value,) if one else tuple(value)
-        bias = choices.get("logit_bias")
-        if bias is not None:
+        if "logit_bias" in choices:
+            bias = choices["logit_bias"] or ()
+            if not isinstance(bias, Iterable):
+                raise UserError(f"logit_bias is {bias!r}, but must be {{id: what is added}}")
             choices["logit_bias"] = tuple(bias.items() if isinstance(bias, Mapping) else bias)
         return cls(
             sampling=SamplingSettings(**{n: v for n, v in choices.items() if n in sampling}),
