@@ -1,5 +1,7 @@
 """Sums over all ranks: every strategy gives the same bits on all ranks, whatever the length."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -76,11 +78,11 @@ def test_a_rank_that_is_late_is_told_from_the_link(plain):
     for _ in range(3):
         plain.comm.Barrier()
         if plain.rank == 0:
-            plain.rest_until(iter([False] * 60 + [True] * 2).__next__)
+            time.sleep(0.1)
         plain.allreduce(np.zeros(64, np.float32))
     assert 0 <= plain.late_seconds <= plain.network_seconds
     late = plain.comm.allgather(plain.late_seconds)
-    assert min(late[1:]) > 0.001  # 3 times 40 naps of 20 microseconds or more
+    assert min(late[1:]) > 0.01  # of 0.3, if a busy machine lets the others come as late
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -1,6 +1,5 @@
 """Ranks whose code differs are refused on all ranks; other libraries are a warning on rank 0."""
 
-import time
 
 import pytest
 
@@ -59,11 +58,8 @@ def test_other_libraries_are_a_warning(group, monkeypatch, capsys):
         assert said == ""
 
 
-def test_sources_are_all_of_them_and_quickly_read():
-    versions._sources()
-    start = time.perf_counter()
+def test_sources_are_all_of_them():
     found = versions._sources()
-    assert time.perf_counter() - start < 0.1  # 1 ms on a quiet machine
     assert {"tpimpi/cli.py", "tpimpi/comm/versions.py", "kernels/matmul.py"} <= set(found)
     assert not any("tpimpi/kernels" in name for name in found)
 
