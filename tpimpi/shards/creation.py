@@ -55,12 +55,11 @@ def _tensors_lie_together(tensors: list[StoredTensor], end: int) -> bool:
 def _create_with(
     path: Path, identity: Identity, pieces: list[Piece], encodings: list[str], structures: int
 ) -> None:
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    links.set_create_intermediate_group(True)
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_layout(h5py.h5d.CONTIGUOUS)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)  # the same shard is the same bytes, whenever it is made
     with h5py.File(
         path,
         "w",
@@ -84,11 +83,13 @@ def _create_with(
         file.create_dataset("tape", data=np.array([piece.name.encode() for piece in pieces]))
         file.create_dataset("checksums", data=np.zeros(len(pieces), np.uint64))
         file.create_dataset("sources", data=np.zeros((len(pieces), HASH_BYTES), np.uint8))
+        for above in dict.fromkeys(str(PurePosixPath(piece.name).parent) for piece in pieces):
+            file.require_group(above)
         for index, (piece, encoding) in enumerate(zip(pieces, encodings, strict=True)):
             tensor = stored(piece, encoding)
             kind, shape = _dataset(tensor)
             space = h5py.h5s.create_simple(shape)
-            h5py.h5d.create(file.id, piece.name.encode(), kind, space, layout, links)
+            h5py.h5d.create(file.id, piece.name.encode(), kind, space, layout)
             about = {"encoding": np.bytes_(encoding), "checksum_index": index}
             if tensor.in_panels:
                 about |= dict(zip(("rows", "columns"), tensor.shape, strict=True))
