@@ -12,7 +12,7 @@ from tpimpi.shards.source import Source
 
 def open_session(
     comm, directory, folder, window=None, chunk=256, max_logits=64, context=128, threads=1,
-    slots=1, budget=None, shares=None,
+    slots=1, budget=None, shares=None, pool=None,
 ):  # fmt: skip
     """Return (session, group, config) of a model directory cut over the ranks of `comm`."""
     group = Group(comm)
@@ -21,7 +21,7 @@ def open_session(
     request = MemoryRequest(window=window, everything=window is None, chunk=chunk)
     if budget is not None:
         request = MemoryRequest(Budgets((budget,)), chunk=chunk)
-    work = Work(context - 1, context, slots, logits=max_logits)
+    work = Work(context - 1, context, slots, pool, logits=max_logits)
     return load_session(group, source, shard, request, work, threads), group, source.config
 
 

@@ -9,7 +9,6 @@ from tpimpi.comm import greeting
 from tpimpi.comm.greeting import greet
 from tpimpi.errors import MachineError
 
-
 SECONDS = 1.5  # as a busy machine may leave a rank without a core for some time
 
 

@@ -1,6 +1,5 @@
 """Ranks whose code differs are refused on all ranks; other libraries are a warning on rank 0."""
 
-
 import pytest
 
 from tpimpi.comm import versions

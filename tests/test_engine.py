@@ -9,7 +9,6 @@ from safetensors.numpy import load_file, save_file
 
 import tpimpi
 from support import open_session
-from tpimpi.engine.kvcache import KVCache, kept_window
 from tpimpi.errors import MachineError
 
 DEMO = Path(tpimpi.__file__).parent / "demo"
@@ -32,20 +31,20 @@ def test_bits_do_not_depend_on_chunk_or_company(
     texts = [random.integers(3, config.vocab_size, n).tolist() for n in (33, 7, 70)]
     with session:
         if comm.rank == 0:
-            engine, alone = session.engine, []
+            runner, alone = session.runner, []
             for ids in texts:  # one token at a time
-                rows = [engine.step([t], [i], [0], [0])[0].copy() for i, t in enumerate(ids)]
+                rows = [runner.step([t], [i], [0], [0])[0].copy() for i, t in enumerate(ids)]
                 alone.append(np.array(rows))
-                engine.release(0)
+                runner.pages.release(0)
             for ids, expected in zip(texts, alone, strict=True):  # in chunks
                 for chunk in (5, 64):
                     for start in range(0, len(ids), chunk):
                         part = ids[start : start + chunk]
                         count = len(part)
                         positions = range(start, start + count)
-                        found = engine.step(part, positions, [1] * count, range(count))
+                        found = runner.step(part, positions, [1] * count, range(count))
                         assert (found == expected[start : start + count]).all()
-                    engine.release(1)
+                    runner.pages.release(1)
             # Three sequences side by side, a different number of tokens of each.
             at = [0, 0, 0]
             while any(a < len(ids) for a, ids in zip(at, texts, strict=True)):
@@ -57,7 +56,7 @@ def test_bits_do_not_depend_on_chunk_or_company(
                     slots += [slot] * (stop - at[slot])
                     expected += list(alone[slot][at[slot] : stop])
                     at[slot] = stop
-                found = engine.step(ids, positions, slots, range(len(ids)))
+                found = runner.step(ids, positions, slots, range(len(ids)))
                 assert (found == np.array(expected)).all()
         session.finish()
     group.close()
@@ -82,8 +81,8 @@ def test_a_matrix_of_another_encoding_beside_others(comm, references, shared_tmp
             if comm.rank == 0:
                 # Twice: in the first pass nothing lies in memory yet.
                 for slot in (0, 0):
-                    found = session.engine.step([3, 5, 7], range(3), [slot] * 3, range(3)).copy()
-                    session.engine.release(slot)
+                    found = session.runner.step([3, 5, 7], range(3), [slot] * 3, range(3)).copy()
+                    session.runner.pages.release(slot)
                 logits.append(found)
             session.finish()
         group.close()
@@ -95,10 +94,10 @@ def test_a_step_that_can_not_begin_is_told_to_nobody(comm, shared_tmp):
     session, group, config = open_session(comm, DEMO, shared_tmp)
     with session:
         if comm.rank == 0:
-            expected = session.engine.step([5], [0], [0], [0]).copy()
+            expected = session.runner.step([5], [0], [0], [0]).copy()
             with pytest.raises(MachineError, match="cut short at embed"):
-                session.engine.step([10**9], [0], [0], [0])
-            assert (session.engine.step([5], [0], [0], [0]) == expected).all()
+                session.runner.step([10**9], [0], [0], [0])
+            assert (session.runner.step([5], [0], [0], [0]) == expected).all()
         session.finish()
     group.close()
 
@@ -108,35 +107,10 @@ def test_score_is_the_sum_of_log_probabilities(comm, shared_tmp):
     ids = np.random.default_rng(2).integers(3, config.vocab_size, 23).tolist()
     with session:
         if comm.rank == 0:
-            found = session.engine.score(ids)
-            rows = [session.engine.step([t], [i], [0], [0])[0].copy() for i, t in enumerate(ids)]
+            found = session.runner.score(ids)
+            rows = [session.runner.step([t], [i], [0], [0])[0].copy() for i, t in enumerate(ids)]
             rows = np.array(rows[:-1], np.float64)
             expected = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(22), ids[1:]]
             np.testing.assert_allclose(found, expected, rtol=1e-6)
         session.finish()
     group.close()
-
-
-def test_pages_that_no_layer_sees_are_given_back():
-    cache = KVCache(layers=1, kv_heads=1, head_dim=8, slots=2, context=10_000, window=100, chunk=70)
-    pages = cache.keys.shape[1] // 2
-    assert pages == 4  # 168 positions before the last token of a chunk, wherever they begin
-    for start in (*range(0, 9_900, 70), 0, 35):  # at the end the text begins anew
-        positions = np.arange(start, start + 70, dtype=np.int32)
-        for slot in (0, 1):
-            cache.reserve(positions, np.full(70, slot))
-            row = cache.page_table[slot]
-            seen = range(max(start - 99, 0) // 64, (start + 69) // 64 + 1)
-            assert (row[seen.start : seen.stop] >= 0).all() and (row[: seen.start] < 0).all()
-        held = cache.page_table[cache.page_table >= 0]
-        assert len(held) == len(set(held.tolist())) <= 2 * pages
-    cache.release(0)
-    cache.release(1)
-    assert sorted(cache._free) == list(range(2 * pages))
-
-
-def test_all_pages_stay_where_a_layer_sees_them():
-    cache = KVCache(1, 1, 8, 1, 1000, kept_window((None, 5)), 1)
-    for at in range(1000):
-        cache.reserve(np.array([at]), np.array([0]))
-    assert (cache.page_table >= 0).all() and kept_window((7, 5)) == 7

@@ -23,21 +23,21 @@ def test_logits_and_greedy_ids(comm, references, shared_tmp, name):
         session, group, _ = open_session(comm, directory, shared_tmp, window, chunk)
         with session:
             if comm.rank == 0:
-                engine = session.engine
+                runner = session.runner
                 logits = []
                 for start in range(0, len(prompt), chunk):
                     part = prompt[start : start + chunk]
                     count = len(part)
                     positions = range(start, start + count)
                     lengths = [len(prompt)] * count
-                    found = engine.step(part, positions, [0] * count, range(count), lengths)
+                    found = runner.step(part, positions, [0] * count, range(count), lengths)
                     logits.append(found.copy())
                 logits = np.concatenate(logits)
                 assert close(logits, reference["prompt_logits"]) < 2e-4
                 ids, last = [], logits[-1]
                 for step in range(len(greedy)):
                     ids.append(int(last.argmax()))
-                    last = engine.step([ids[-1]], [len(prompt) + step], [0], [0])[0]
+                    last = runner.step([ids[-1]], [len(prompt) + step], [0], [0])[0]
                     if step < len(reference["decode_logits"]):
                         assert close(last, reference["decode_logits"][step]) < 2e-4
                 assert ids == greedy

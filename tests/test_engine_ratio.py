@@ -32,16 +32,16 @@ def test_logits_are_those_of_transformers(comm, references, shared_tmp, name):
             session, group, _ = open_session(comm, references / name, folder, window, shares=shares)
             with session:
                 if comm.rank == 0:
-                    engine, count = session.engine, len(prompt)
+                    runner, count = session.runner, len(prompt)
                     given = prompt, range(count), [0] * count, range(count), [count] * count
-                    logits = engine.step(*given).copy()
+                    logits = runner.step(*given).copy()
                     theirs = reference["prompt_logits"]
                     difference = np.abs(logits - theirs).max() / (theirs.max() - theirs.min())
                     assert difference < 2e-4
                     ids, last = [], logits[-1]
                     for step in range(len(greedy)):
                         ids.append(int(last.argmax()))
-                        last = engine.step([ids[-1]], [count + step], [0], [0])[0]
+                        last = runner.step([ids[-1]], [count + step], [0], [0])[0]
                     assert ids == greedy
                 session.finish()
             group.close()

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from tpimpi.errors import UserError
 from tpimpi.memory.account import MARGIN_BYTES, Needs, Work
-from tpimpi.memory.plan import RankRequest, fit, plan_budget, plan_flags, plan_ranks, spread
+from tpimpi.memory.plan import (
+    RankRequest,
+    fit,
+    fit_pages,
+    plan_budget,
+    plan_flags,
+    plan_ranks,
+    spread,
+)
 from tpimpi.memory.process import FreeMemory
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.memory.sharing import Claim, fair_shares, shared_budgets
@@ -86,7 +94,8 @@ def test_a_budget_is_never_exceeded(shapes, extra, prompt, more):
     else:
         assert plan.ring == 0
     everything = rank.everything(work, chunk)
-    assert plan_budget(rank, everything, work, chunk, work.context).streamed == 0
+    pages = rank.wanted_pages(work, work.context, chunk)
+    assert plan_budget(rank, everything, work, chunk, work.context, pages).streamed == 0
 
 
 def test_a_context_beyond_the_budget_is_cut_to_whole_pages():
@@ -94,7 +103,8 @@ def test_a_context_beyond_the_budget_is_cut_to_whole_pages():
     budget = rank.smallest(work) + 10 * MIB
     chunk, context = fit(rank, budget, work, 100, 1)
     assert context < work.context and context % 64 == 0 and context >= 64 * 10
-    assert plan_budget(rank, budget, work, chunk, context).total <= budget
+    pages = fit_pages(rank, budget, work, chunk, context)
+    assert plan_budget(rank, budget, work, chunk, context, pages).total <= budget
 
 
 def test_a_longer_chunk_is_worth_its_memory_where_weights_stream():
@@ -220,7 +230,7 @@ def test_free_memory_is_shared_by_the_ranks_of_a_node():
 
 def test_no_account_sees_the_margin():
     rank, work = needs(tape([(1000, 1000)])), Work(1, 2)
-    assert rank.besides_weights(0, 0, 1) == 104 * MIB + MARGIN_BYTES
+    assert rank.besides_weights(0, 0) == 104 * MIB + MARGIN_BYTES
     assert rank.smallest(work) >= rank.peak
 
 

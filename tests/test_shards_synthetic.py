@@ -92,7 +92,7 @@ def test_the_model_runs(comm, shared_tmp):
     session = load_session(group, made, shard, MemoryRequest(everything=True), Work(5, 16), 1)
     with session:
         if group.rank == 0:
-            logits = session.engine.prefill([3, 1, 4, 1, 5])
+            logits = session.runner.prefill([3, 1, 4, 1, 5])
             assert np.isfinite(logits).all() and 0.1 < logits.std() < 100
         session.finish()
     group.close()

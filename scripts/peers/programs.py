@@ -132,27 +132,27 @@ class Transformers:
 
 
 class Tpimpi:
-    """This project's engine, on rank 0; the other ranks serve."""
+    """This project's passes, on rank 0; the other ranks serve."""
 
-    def __init__(self, engine):
-        self._engine = engine
+    def __init__(self, runner):
+        self._runner = runner
 
     def prefill(self, ids: list[int]) -> np.ndarray:
         """Return the logits [V] after a prompt."""
-        return self._engine.prefill(ids)
+        return self._runner.prefill(ids)
 
     def step(self, token: int, position: int) -> np.ndarray:
         """Return the logits [V] after one more token."""
-        return self._engine.step([token], [position], [0], [0])[0]
+        return self._runner.step([token], [position], [0], [0])[0]
 
     def step_of(self, ids: list[int], position: int) -> np.ndarray:
         """Return the logits [T, V] after each of T more tokens, computed in one pass."""
         count = len(ids)
-        return self._engine.step(ids, range(position, position + count), [0] * count, range(count))
+        return self._runner.step(ids, range(position, position + count), [0] * count, range(count))
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._engine.release(0)
+        self._runner.pages.release(0)
 
 
 def run_tpimpi(
@@ -182,7 +182,7 @@ def run_tpimpi(
     result = None
     with session:
         if group.rank == 0:
-            result = measure(Tpimpi(session.engine))
+            result = measure(Tpimpi(session.runner))
         ranks = session.finish()
     if group.rank == 0:
         result["peak_bytes"] = sum(rank.peak_memory_bytes for rank in ranks)

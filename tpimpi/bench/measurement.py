@@ -87,20 +87,20 @@ class Bench:
             )  # fmt: skip
         seconds, disk = {}, _Disk(group, session.tape, self._names(), self.source.sparse)
         with session:
-            engine, model = session.engine, session.model
+            runner, model = session.runner, session.model
             occupy(model)
             context, chunk = model.cache.context, model.max_tokens
             if group.rank == 0:
-                stopwatch = _Stopwatch(engine, model.config.vocab_size, context, chunk)
+                stopwatch = _Stopwatch(runner, model.config.vocab_size, context, chunk)
                 rounds = _Rounds(stopwatch, self.settings, mode, self.say)
-                seconds = rounds.run(self.prompts, lambda: disk.measure(engine))
-                disk.end(engine)
+                seconds = rounds.run(self.prompts, lambda: disk.measure(runner))
+                disk.end(runner)
             else:
-                disk.serve(engine)
-            with Recorder(group, session.tape, engine) as recorder:
+                disk.serve(runner)
+            with Recorder(group, session.tape, runner) as recorder:
                 if group.rank == 0:
                     for _ in range(2):
-                        engine.step([1], [context - 1], [0], [0])
+                        runner.step([1], [context - 1], [0], [0])
                 figures = session.finish()
             step = recorder.last()
         figures, seconds = group.comm.bcast((figures, seconds))
@@ -135,24 +135,24 @@ class _Disk:
         self._streams = not sparse and any(group.comm.allgather(tape.streamed_bytes))
         self.rates: list[float] = []  # of this rank, bytes/s
 
-    def measure(self, engine) -> None:
+    def measure(self, runner) -> None:
         """Measure now (rank 0, while the others are in `serve`)."""
         if self._streams:
-            engine.stop()
+            runner.stop()
             self._group.comm.bcast(True)
             self._lap()
 
-    def end(self, engine) -> None:
+    def end(self, runner) -> None:
         """Let the others leave `serve` (rank 0)."""
-        engine.stop()
+        runner.stop()
         self._group.comm.bcast(False)
 
-    def serve(self, engine) -> None:
+    def serve(self, runner) -> None:
         """Compute and measure what rank 0 says (ranks other than 0)."""
-        engine.serve()
+        runner.serve()
         while self._group.comm.bcast(None):
             self._lap()
-            engine.serve()
+            runner.serve()
 
     def _lap(self) -> None:
         self.rates.append(limits.lap_rate(self._group, self._tape, self._names, DISK_SECONDS))
@@ -161,7 +161,6 @@ class _Disk:
 def occupy(model) -> None:
     """Take all memory that a full context and the largest chunk would: pages and buffers."""
     cache = model.cache
-    cache.reserve(np.array([cache.context - 1]), np.array([0]))
     for array in (cache.keys, cache.values, *vars(model.buffers).values()):
         array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE] |= 0
 
@@ -169,8 +168,8 @@ def occupy(model) -> None:
 class _Stopwatch:
     """Time one step or prompt on rank 0, and foretell how long the next will take."""
 
-    def __init__(self, engine, vocabulary: int, context: int, chunk: int):
-        self._engine, self._context, self._chunk = engine, context, chunk
+    def __init__(self, runner, vocabulary: int, context: int, chunk: int):
+        self._runner, self._context, self._chunk = runner, context, chunk
         random = np.random.default_rng(0)
         self._ids = random.integers(0, vocabulary, context).tolist()
         self._one = 0.0  # seconds of one token
@@ -188,10 +187,10 @@ class _Stopwatch:
         """Return the seconds of a step or a prompt."""
         start = time.perf_counter()
         if kind == "prompt":
-            self._engine.prefill(self._ids[:tokens]).argmax()
+            self._runner.prefill(self._ids[:tokens]).argmax()
         else:
             positions = range(self._context - tokens, self._context)
-            self._engine.step(self._ids[:tokens], positions, [0] * tokens, range(tokens))
+            self._runner.step(self._ids[:tokens], positions, [0] * tokens, range(tokens))
         seconds = time.perf_counter() - start
         self._one = seconds if tokens == 1 else self._one
         passes = -(-tokens // self._chunk)

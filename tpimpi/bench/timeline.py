@@ -10,22 +10,22 @@ NETWORK, DISK = "network", "disk wait"
 class Recorder:
     """Note the intervals of one rank's steps, while in `with recorder:`.
 
-    It listens to the waits that the group and the tape time anyway, and to the engine's passes.
+    It listens to the waits that the group and the tape time anyway, and to the runner's passes.
     """
 
-    def __init__(self, group: Group, tape, engine):
-        self._group, self._tape, self._engine = group, tape, engine
+    def __init__(self, group: Group, tape, runner):
+        self._group, self._tape, self._runner = group, tape, runner
         self.steps: list[tuple[float, float]] = []  # begin and end of each pass
         self.waits: list[tuple[str, float, float]] = []  # what, begin, end; in seconds
 
     def __enter__(self) -> Recorder:
         self._group.on_wait = lambda begin, end: self.waits.append((NETWORK, begin, end))
         self._tape.on_wait = lambda begin, end: self.waits.append((DISK, begin, end))
-        self._engine.on_pass = lambda begin, end: self.steps.append((begin, end))
+        self._runner.on_pass = lambda begin, end: self.steps.append((begin, end))
         return self
 
     def __exit__(self, *_) -> None:
-        self._group.on_wait = self._tape.on_wait = self._engine.on_pass = None
+        self._group.on_wait = self._tape.on_wait = self._runner.on_pass = None
 
     def last(self) -> dict:
         """Return the last step: its seconds, and its waits as (what, begin, end) from its begin."""

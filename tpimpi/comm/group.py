@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from tpimpi.errors import MachineError, UserError, describe
 
 CHUNK = 8 << 20  # bytes in one message: far below MPI's 2^31 limit, and small beside any budget
 TRIES, NAPS = 20, (20e-6, 200e-6)  # looks before the first nap; seconds of the naps
+ALERT = 0.02  # seconds that a rank looks out for rank 0's next word before it sleeps
+IDLE, LONG_NAP = 1.0, 700e-6  # seconds without a word, after which naps are longer; of these
 PATIENCE = 30.0  # seconds that a rank that leaves waits for the others to hear of it
-DIRECT_BYTES = 256 << 10  # up to which rank 0 sends to each rank itself, in one hop
+WORD_BYTES = 256 << 10  # up to which rank 0 sends to each rank itself, in one hop
 STEP_TAG, LOGITS_TAG = 3, 4
 
 
@@ -121,6 +124,26 @@ class Group:
             time.sleep(nap)
             nap = min(1.5 * nap, NAPS[1])
 
+    def await_word(self, buffer: np.ndarray) -> None:
+        """Wait for what rank 0 tells next by `bcast`, however long (ranks other than 0).
+
+        The buffer has at most WORD_BYTES. A rank that has nothing to do takes no core: it sleeps in
+        naps so short that the next step begins within a millisecond.
+        """
+        start = time.perf_counter()
+        request = self.comm.Irecv(buffer, 0, STEP_TAG)
+        if not self.patient:
+            while not request.Test() and time.perf_counter() - start < ALERT:
+                os.sched_yield()
+        nap = NAPS[0]
+        if not request.Test():
+            launch.wake_punctually()
+        while not request.Test():
+            time.sleep(nap)
+            idle = time.perf_counter() - start > IDLE
+            nap = LONG_NAP if idle else min(1.5 * nap, NAPS[1])
+        self.idle_seconds += time.perf_counter() - start
+
     def settle_sums(self, strategy: str = AUTO, row: int = 1) -> None:
         """Choose how sums of rows of `row` numbers are merged, see `Sums.settle` (collective).
 
@@ -133,7 +156,7 @@ class Group:
         if self.size == 1:
             return
         start = time.perf_counter()
-        if buffer.nbytes > DIRECT_BYTES:
+        if buffer.nbytes > WORD_BYTES:
             self._meet()
             self.comm.Bcast(buffer, root=0)
         elif self.rank == 0:  # MPI would pass it on from rank to rank, each a hop later

@@ -1,132 +1,111 @@
-"""Drive the model: rank 0 decides each step and tells the others; knows tokens, no text."""
+"""Many texts over one sweep of the weights: they come, are made together, and go, at any time.
+
+A request joins between two passes and leaves when it ends (Yu et al. 2022, Orca). One that fails
+ends alone; what fails on a machine is raised.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
 
-import numpy as np
+from tpimpi.engine.generation import Generation
+from tpimpi.engine.pace import Pace
+from tpimpi.engine.request import Piece
+from tpimpi.engine.runner import Runner
+from tpimpi.engine.scheduler import Scheduler, Share, Text
+from tpimpi.errors import MachineError
 
-from tpimpi.comm.group import Group
-from tpimpi.engine.forward import Batch, Model
-from tpimpi.engine.sampler import Sampler, check_logits
-from tpimpi.engine.step import FAIL, RELEASE, STOP
+
+class Job(Text):
+    """A text that is being made."""
+
+    def __init__(self, generation: Generation):
+        super().__init__(generation.ids, generation.most)
+        self.generation = generation
 
 
 class Engine:
-    """One model over all ranks. Rank 0 calls `generate` or `score`; the others call `serve`."""
+    """Make texts with a runner, on rank 0 while the other ranks serve."""
 
-    def __init__(self, group: Group, model: Model):
-        self._group, self._model = group, model
-        self.on_pass: Callable[[float, float], None] | None = None  # told begin and end of each
-        self.failed = False  # whether a pass was left half-way
-        self._rows = np.zeros(4 * model.max_tokens, np.int32)  # as in a Batch, one after another
+    def __init__(self, runner: Runner, slots: int, most_pages: int, shares_pages: bool = True):
+        slots = min(slots, runner.max_logits)
+        self._runner, self._pace = runner, Pace()
+        self.slots = slots
+        self.scheduler = Scheduler(runner.pages, slots, runner.max_tokens, most_pages, shares_pages)
+        self.passes = self.prompt_tokens = self.cached_tokens = self.made_tokens = 0
 
-    def serve(self) -> bool:
-        """Do what rank 0 says until it stops; return whether it failed (ranks other than 0)."""
-        while True:
-            operation, tokens, count, slot = self._model.message.hear(self._group)
-            if operation == FAIL:
-                return True
-            if operation == STOP:
-                self._check()
-                return False
-            if operation == RELEASE:
-                self._model.cache.release(slot)
-            else:
-                self._run(tokens, count)
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
 
-    def stop(self, failed: bool = False) -> None:
-        """Let the other ranks leave `serve` (rank 0).
+    def add(self, generation: Generation) -> Job:
+        """Let a text be made as soon as there is room for it."""
+        job = Job(generation)
+        self.scheduler.add(job)
+        return job
 
-        After a pass that was left half-way here they are within it, and can't be told.
+    def cancel(self, job: Job) -> None:
+        """End a text half-way."""
+        job.generation.cancel()
+        self.scheduler.remove(job)
+
+    def clear(self) -> None:
+        """End all texts half-way."""
+        for job in [*self.scheduler.running, *self.scheduler.waiting]:
+            self.cancel(job)
+
+    def step(self) -> list[tuple[Job, Piece | Exception]]:
+        """Run one pass for all that have something to do; return what came of it for each text.
+
+        An Exception ends its text. What is raised ends all of them: some machine can't go on.
         """
-        if not self.failed:
-            self._model.message.tell(self._group, FAIL if failed else STOP)
+        while start := self.scheduler.begin():
+            adopted = self._runner.adopt(start.text.slot, start.found)
+            if not start.text.generation.made:
+                start.text.generation.cached_tokens = adopted.tokens
+                self.cached_tokens += adopted.tokens
+                self.prompt_tokens += start.text.generation.prompt_tokens
+        making = any(text.left == 1 for text in self.scheduler.running)
+        shares = self.scheduler.shares(self._pace.prompt_tokens(making, self._runner.max_tokens))
+        if not shares:
+            return []
+        begin = time.perf_counter()
+        logits, asked = self._run(shares)
+        made = sum(share.tokens == 1 for share in shares)
+        tokens = sum(share.tokens for share in shares)
+        self._pace.learn(made, tokens - made, time.perf_counter() - begin)
+        self.passes += 1
+        for share in shares:
+            self.scheduler.computed(share)
+        if not asked:
+            return []
+        return [(job, self._push(job, row)) for row, job in zip(logits, asked, strict=True)]
 
-    def release(self, slot: int) -> None:
-        """Forget a sequence on all ranks (rank 0)."""
-        if not self.failed:
-            self._model.message.tell(self._group, RELEASE, slot)
-            self._model.cache.release(slot)
+    def _run(self, shares: list[Share]):
+        """Return the logits [n, V] of a pass, and the n texts to be gone on with by them."""
+        ids, positions, slots, lengths, selected, asked = [], [], [], [], [], []
+        for share in shares:
+            text, begin = share.text, share.text.computed
+            end = begin + share.tokens
+            ids += text.ids[begin:end]
+            positions += range(begin, end)
+            slots += [text.slot] * share.tokens
+            lengths += [text.generation.length_at(position) for position in range(begin, end)]
+            if end == len(text.ids):
+                selected.append(len(ids) - 1)
+                asked.append(text)
+        return self._runner.step(ids, positions, slots, selected, lengths), asked
 
-    def step(
-        self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int],
-        selected: Sequence[int], lengths: Sequence[int] | None = None,
-    ) -> np.ndarray | None:  # fmt: skip
-        """Run one pass for T tokens (rank 0); return logits [n, V] of the `selected` ones.
-
-        `lengths` are those of the tokens' sequences as far as they are known, at least up to each
-        token (None: no further). The result is valid until the next step.
-        """
-        tokens, count = len(ids), len(selected)
-        rows = self._rows[: 3 * tokens + count]
-        rows[:tokens] = positions
-        rows[tokens : 2 * tokens] = slots
-        rows[2 * tokens : 3 * tokens] = rows[:tokens] + 1 if lengths is None else lengths
-        rows[3 * tokens :] = selected
-        self._model.embed(ids)
-        # Last, as the others wait for what can't fail any more.
-        self._model.message.tell_step(self._group, tokens, rows)
-        logits = self._run(tokens, count)
-        self._check()
-        return logits
-
-    def prefill(self, ids: Sequence[int], slot: int = 0) -> np.ndarray:
-        """Run a prompt in chunks (rank 0); return the logits [V] after its last token."""
-        logits, chunk = None, self._model.max_tokens
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
-            last = start + len(part) == len(ids)
-            positions = range(start, start + len(part))
-            selected = [len(part) - 1] if last else []
-            lengths = [len(ids)] * len(part)
-            logits = self.step(part, positions, [slot] * len(part), selected, lengths)
-        return logits[0]
-
-    def generate(
-        self, prompt_ids: Sequence[int], sampler: Sampler, length: int, eos_ids: Collection[int]
-    ) -> Iterator[int]:
-        """Yield up to `length` new ids after the prompt (rank 0); one of `eos_ids` is the last."""
-        history = list(prompt_ids)
-        logits = self.prefill(history)
-        for count in range(1, length + 1):
-            token = sampler.sample(logits, history)
-            history.append(token)
-            yield token
-            if token in eos_ids or count == length:
-                return
-            logits = self.step([token], [len(history) - 1], [0], [0])[0]
-
-    def score(self, ids: Sequence[int]) -> np.ndarray:
-        """Return -log p(ids[i] | ids[:i]) in nats for i = 1 .. len(ids) - 1, float64 (rank 0)."""
-        losses = []
-        chunk = min(self._model.max_tokens, self._model.max_logits)
-        for start in range(0, len(ids) - 1, chunk):
-            part = ids[start : min(start + chunk, len(ids) - 1)]
-            positions = range(start, start + len(part))
-            lengths = [len(ids)] * len(part)
-            logits = self.step(part, positions, [0] * len(part), range(len(part)), lengths)
-            for row, target in zip(logits, ids[start + 1 : start + 1 + len(part)], strict=True):
-                check_logits(row)
-                wide = row.astype(np.float64)  # [V], one row at a time: memory stays small
-                top = wide.max()
-                losses.append(np.log(np.exp(wide - top).sum()) + top - wide[target])
-        self.release(0)
-        return np.array(losses)
-
-    def _check(self) -> None:
-        """Raise what has failed on this rank in a pass."""
-        if self._model.failure is not None:
-            raise self._model.failure
-
-    def _run(self, tokens: int, count: int) -> np.ndarray | None:
-        rows = self._model.message.rows(tokens, count)
-        parts = np.split(rows, (tokens, 2 * tokens, 3 * tokens))
-        start = time.perf_counter()
-        self.failed = True
-        logits = self._model.forward(Batch(*parts))
-        self.failed = False
-        if self.on_pass is not None:
-            self.on_pass(start, time.perf_counter())
-        return logits
+    def _push(self, job: Job, row) -> Piece | Exception:
+        try:
+            piece = job.generation.push(row)
+        except Exception as error:
+            # It may be that weights could not be read, on any rank: then all are told.
+            self._runner.examine()
+            self.scheduler.remove(job, spoiled=isinstance(error, MachineError))
+            return error
+        self.made_tokens += 1
+        if job.generation.reason:
+            self.scheduler.remove(job)
+        return piece

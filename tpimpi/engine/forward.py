@@ -37,6 +37,7 @@ class Batch:
 
     positions: np.ndarray  # int32 [T]: in its sequence
     slots: np.ndarray  # int32 [T]: of its sequence
+    pages: np.ndarray  # int32 [T]: to which its keys and values are written
     lengths: np.ndarray  # int32 [T]: of its sequence, as far as known when the token came
     selected: np.ndarray  # int32 [n]: the tokens whose logits are asked for
 
@@ -86,7 +87,7 @@ class Model:
         """
         tokens = len(batch.positions)
         x = self.hidden[:tokens]  # [T, D]
-        self.cache.reserve(batch.positions, batch.slots)
+        self.cache.place(batch.positions, batch.slots, batch.pages)
         cos, sin = self.buffers.cos[:tokens], self.buffers.sin[:tokens]  # [T, Hd/2]
         rope_tables(
             batch.positions, self._frequencies(batch), cos, sin, self.config.rope.attention_factor

@@ -7,7 +7,8 @@ text; the other ranks compute their part and get nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from tpimpi.comm.group import Group
 from tpimpi.comm.sums import AUTO
 from tpimpi.engine import figures
 from tpimpi.engine.generation import Completion, Generation
+from tpimpi.engine.leader import Leader
+from tpimpi.engine.prompts import Prompts, prompt_ids
+from tpimpi.engine.service import Service
 from tpimpi.engine.session import Session, load_session
 from tpimpi.engine.settings import GenerationSettings, whole_number
 from tpimpi.engine.shares import settle
@@ -25,6 +29,7 @@ from tpimpi.memory.account import MemoryPlan, Work
 from tpimpi.memory.process import resident_bytes
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.model.config import ModelConfig
+from tpimpi.model.generation import sampling_defaults
 from tpimpi.shards.request import DEFAULT, ShardRequest
 from tpimpi.shards.source import Source
 
@@ -51,26 +56,17 @@ class OpenModel:
         self.config: ModelConfig = self.source.config
         self.tokenizer: Tokenizer | None = None
         self.tokenizer_bytes = 0
+        self.defaults: dict[str, object] = {}  # of sampling, on rank 0
         with group.together():
             if group.rank == 0:
                 before = resident_bytes()
+                self.defaults = sampling_defaults(directory)
                 self.tokenizer = load_tokenizer(directory, self.config)
                 self.tokenizer_bytes = max(resident_bytes() - before, 0)
 
     def prompt_ids(self, text: str, add_bos: bool = True) -> list[int]:
         """Return a prompt's ids (rank 0). Raises UserError for one that can't be gone on from."""
-        most = self.config.max_positions
-        if not text:
-            raise UserError("the prompt is empty; give some text")
-        ids = self.tokenizer.encode(text, add_bos=add_bos, most=most)
-        if not ids:
-            raise UserError("the prompt has no tokens; give some more text")
-        if len(ids) >= most:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens and the model's context {most}; shorten it so "
-                "that something can follow"
-            )
-        return ids
+        return prompt_ids(self.tokenizer, self.config, text, add_bos)
 
     def load(self, memory: MemoryRequest, work: Work, threads: int, allreduce: str = AUTO) -> LLM:
         """Cut the shards that are missing, plan the memory and start (collective).
@@ -100,6 +96,16 @@ class LLM:
         return self._model.config
 
     @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer, on rank 0."""
+        return self._model.tokenizer
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """How to choose where nothing is said, as generation_config.json has it (rank 0)."""
+        return self._model.defaults
+
+    @property
     def plan(self) -> MemoryPlan:
         """This rank's memory account."""
         return self._session.plan
@@ -122,7 +128,7 @@ class LLM:
             return
         self._closed = True
         try:
-            if not self._group.ended and not self._session.engine.failed:
+            if not self._group.ended and not self._session.runner.failed:
                 if not self._group.left:
                     self._end_stream()
                     self._group.agree(None)
@@ -139,7 +145,7 @@ class LLM:
             return
         self._closed = True
         told = self._group.left  # then all know, and the first has gone
-        if not told and not self._group.ended and not self._session.engine.failed:
+        if not told and not self._group.ended and not self._session.runner.failed:
             with contextlib.suppress(UserError, MachineError):  # the first error is what counts
                 self._end_stream()
             told = self._group.tell(error)
@@ -154,15 +160,10 @@ class LLM:
         """Return the text after a prompt, piece by piece: to be iterated on every rank.
 
         `prompt` is a text or its ids. `choices` are the fields of GenerationSettings and of
-        SamplingSettings by name, such as `max_new_tokens=50, temperature=0`. Raises UserError on
-        all ranks.
+        SamplingSettings by name, such as `max_new_tokens=50, temperature=0`; what they are silent
+        about is as the model's generation_config.json has it. Raises UserError on all ranks.
         """
-        self._begin()
-        generation = None
-        with self._group.together():
-            wanted = settings or GenerationSettings.of(**choices)
-            if self._group.rank == 0:
-                generation = self._generation(prompt, wanted, add_bos)
+        (generation,) = self._generations([prompt], settings, add_bos, choices) or (None,)
         self._stream = Stream(self._session, generation)
         return self._stream
 
@@ -170,24 +171,44 @@ class LLM:
         self, prompts: Sequence[str | Sequence[int]], settings: GenerationSettings | None = None,
         add_bos: bool = True, **choices,
     ) -> list[Completion]:  # fmt: skip
-        """Return the completions of several prompts, one after another; [] on other ranks."""
+        """Return the completions of several prompts, made together; [] on other ranks."""
+        generations = self._generations(prompts, settings, add_bos, choices)
+        with self._session.leading() as runner:
+            if runner is None:
+                return []
+            engine = self._session.engine
+            try:
+                for generation in generations:
+                    engine.add(generation)
+                while engine.busy:
+                    for _, piece in engine.step():
+                        if isinstance(piece, Exception):
+                            raise piece
+            finally:
+                engine.clear()
+        return [generation.completion for generation in generations]
+
+    @contextmanager
+    def leading(self) -> Iterator[Leader | None]:
+        """Let rank 0 make texts in a block while the other ranks compute (collective).
+
+        They get None, once rank 0 has left it. While nothing is made they sleep.
+        """
         self._begin()
-        found, given = [], []
-        with self._group.together():
-            if self._group.rank == 0:
-                if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-                    raise UserError(
-                        f"generate wants a list of prompts, not {type(prompts).__name__}; put one "
-                        "into a list"
-                    )
-                given = list(prompts)
-        for index in range(self._group.comm.bcast(len(given))):
-            prompt = given[index] if self._group.rank == 0 else ""
-            stream = self.stream(prompt, settings, add_bos, **choices)
-            for _ in stream:
-                pass
-            found += [stream.completion] if stream.completion else []
-        return found
+        with self._session.leading() as runner:
+            leader = None
+            if runner is not None:
+                leader = Leader(self._session, self._prompts, self.defaults)
+            try:
+                yield leader
+            finally:
+                if leader is not None:
+                    self._session.engine.clear()
+
+    def service(self, queue: int = 64) -> Service:
+        """Return what makes texts for other threads of rank 0, once it runs (collective)."""
+        self._begin()
+        return Service(self._session, self._prompts, queue)
 
     def score(
         self, text: str | Sequence[int], window: int | None = None,
@@ -204,12 +225,12 @@ class LLM:
         with self._group.together():
             if self._group.rank == 0:
                 parts = self._windows(text, self._window(window))
-        with self._session.leading() as engine:
-            if engine is None:
+        with self._session.leading() as runner:
+            if runner is None:
                 return None
             total, tokens = 0.0, 0
             for part in parts:
-                losses = engine.score(part)
+                losses = runner.score(part)
                 total, tokens = total + float(losses.sum()), tokens + len(losses)
                 on_progress(len(losses))
         return Score(total, tokens)
@@ -219,35 +240,35 @@ class LLM:
         self._begin()
         return self._session.figures()
 
-    def _generation(
-        self, prompt: str | Sequence[int], settings: GenerationSettings, add_bos: bool
-    ) -> Generation:
-        """Check a prompt against the context that there is memory for (rank 0)."""
-        named = [("stop id", token) for token in settings.stop_ids]
-        named += [("the logit_bias's id", token) for token, _ in settings.sampling.logit_bias]
-        for what, token in named:
-            if token >= self.config.vocab_size:
+    @property
+    def _prompts(self) -> Prompts | None:
+        """What checks prompts, on rank 0."""
+        tokenizer = self._model.tokenizer
+        return Prompts(tokenizer, self.config, self.plan.context) if tokenizer else None
+
+    def _generations(
+        self, prompts: Sequence[str | Sequence[int]], settings: GenerationSettings | None,
+        add_bos: bool, choices: dict,
+    ) -> list[Generation]:  # fmt: skip
+        """Return the texts to be made, on rank 0 (collective). Raises UserError on all ranks."""
+        self._begin()
+        with self._group.together():
+            wanted = settings or GenerationSettings.of(self.defaults, **choices)
+            if self._group.rank != 0:
+                return []
+            if isinstance(prompts, str) or not isinstance(prompts, Iterable):
                 raise UserError(
-                    f"{what} {token} is beyond the vocabulary of {self.config.vocab_size} tokens"
+                    f"generate wants a list of prompts, not {type(prompts).__name__}; put one "
+                    "into a list"
                 )
-        text = isinstance(prompt, str)
-        ids = self._model.prompt_ids(prompt, add_bos) if text else self._checked(prompt)
-        room = self.plan.context - len(ids)
-        if room < 1:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens, and memory was planned for a context of "
-                f"{self.plan.context}; shorten it, or load the model with a longer context"
-            )
-        return Generation(
-            self._session.engine, self._model.tokenizer, ids, settings, self.config.eos_token_ids,
-            min(settings.max_new_tokens, room),
-        )  # fmt: skip
+            make = self._prompts.generation
+            return [make(prompt, wanted, add_bos) for prompt in prompts]
 
     def _windows(self, text: str | Sequence[int], window: int) -> list[list[int]]:
         """Cut a text to what is scored at once (rank 0)."""
         tokenizer = self._model.tokenizer
         is_text = isinstance(text, str)
-        ids = tokenizer.encode(text, add_bos=False) if is_text else self._checked(text)
+        ids = tokenizer.encode(text, add_bos=False) if is_text else self._prompts.checked(text)
         if len(ids) < 2:
             raise UserError(f"the text has {len(ids)} tokens; give a longer one to score")
         step, bos = window - 1, self.config.bos_token_id
@@ -264,25 +285,11 @@ class LLM:
             raise UserError(f"window is {window}, but memory was planned for {most} tokens")
         return window
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        """Return ids as a list. Raises UserError for one that the model doesn't know."""
-        if isinstance(ids, bytes | bytearray) or not isinstance(ids, Iterable):
-            raise UserError(f"give a text or a list of ids, not {type(ids).__name__}")
-        ids = [whole_number("an id", i, 0) for i in ids]
-        for token in ids:
-            if token >= self.config.vocab_size:
-                raise UserError(
-                    f"id {token} is beyond the vocabulary of {self.config.vocab_size} tokens"
-                )
-        if not ids:
-            raise UserError("there are no ids; give some")
-        return ids
-
     def _begin(self) -> None:
         """Come to the same point on all ranks, from which they can go on (collective)."""
         if self._closed:
             raise UserError("the model was closed; load it again")
-        if self._session.engine.failed:
+        if self._session.runner.failed:
             raise MachineError("a pass was interrupted, so the model can't go on; load it again")
         if self._group.left:
             raise MachineError("another rank has left the model with an error; load it again")

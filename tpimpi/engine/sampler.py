@@ -23,17 +23,22 @@ class Sampler:
         self._bias = _pairs(dict(settings.logit_bias).items())  # ids, what is added to theirs
         self._memory = np.empty((3, 0))  # [3, V], taken once: fresh pages cost more than the sums
 
-    def sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
+    def sample(
+        self, logits: np.ndarray, history: Sequence[int], allowed: np.ndarray | None = None
+    ) -> int:
         """Return a token id for logits [V]; `history` are the ids the repeat penalty looks at.
 
-        The other penalties look at what this sampler has returned. Logits of -inf are never taken.
-        Raises MachineError where there is no best one.
+        The other penalties look at what this sampler has returned. Logits of -inf are never taken,
+        nor tokens that are not `allowed` (bool [V]; None: all are). Raises MachineError where there
+        is no best one.
         """
-        token = self._sample(logits, history)
+        token = self._sample(logits, history, allowed)
         self._made[token] = self._made.get(token, 0) + 1
         return token
 
-    def _sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
+    def _sample(
+        self, logits: np.ndarray, history: Sequence[int], allowed: np.ndarray | None
+    ) -> int:
         check_logits(logits)
         if self._memory.shape[1] != len(logits):
             self._memory = np.empty((3, len(logits)))
@@ -41,6 +46,10 @@ class Sampler:
         scores[...] = logits  # [V]
         if len(self._bias[0]):
             scores[self._bias[0]] += self._bias[1]
+        if allowed is not None:
+            scores[~allowed] = -np.inf
+            if not allowed.any():
+                raise MachineError("no token is allowed here: the structure can't be completed")
         with np.errstate(over="ignore"):  # to -inf, which is a probability of 0
             if s.repeat_penalty != 1.0 and len(history):
                 seen = np.asarray(history)
@@ -106,6 +115,14 @@ def _pairs(items) -> tuple[np.ndarray, np.ndarray]:
     """Return the ids and the numbers of pairs of both."""
     table = np.array([*items], np.float64).reshape(-1, 2)
     return table[:, 0].astype(np.intp), table[:, 1]
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the natural logarithms of the probabilities that logits [V] stand for, float64 [V]."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    return wide
 
 
 def check_logits(logits: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from tpimpi import status
 from tpimpi.comm.group import Group
@@ -11,10 +12,12 @@ from tpimpi.comm.sums import AUTO
 from tpimpi.engine import figures
 from tpimpi.engine.engine import Engine
 from tpimpi.engine.forward import Model
-from tpimpi.engine.kvcache import KVCache, kept_window
+from tpimpi.engine.kvcache import PAGE_TOKENS, KVCache, kept_window
 from tpimpi.engine.needs import needs_of
+from tpimpi.engine.pages import Pages
+from tpimpi.engine.runner import Runner
 from tpimpi.engine.warmup import warm_up
-from tpimpi.memory.account import MemoryPlan, Needs, Work
+from tpimpi.memory.account import MemoryPlan, Needs, Work, pages_held
 from tpimpi.memory.plan import RankRequest, plan_ranks
 from tpimpi.memory.process import free_memory
 from tpimpi.memory.request import MemoryRequest
@@ -31,35 +34,48 @@ class Session:
     def __init__(
         self, group: Group, model: Model, tape: Tape, shard: Shard, plan: MemoryPlan, threads: int
     ):
-        self.engine, self.plan = Engine(group, model), plan
+        cache, window = model.cache, kept_window(model.config.windows)
+        pages = Pages(cache.pages, cache.slots, cache.context, window)
+        self.runner, self.plan = Runner(group, model, pages), plan
         self.model, self.tape = model, tape
         self._group, self._shard = group, shard
         self._watch = figures.Stopwatch(group, tape, plan, threads)
+        self.runner.on_figures = self.figures
 
     def __enter__(self) -> Session:
         return self
 
+    @cached_property
+    def engine(self) -> Engine:
+        """What makes texts on rank 0, while it leads."""
+        cache, config = self.model.cache, self.model.config
+        most = pages_held(cache.context, kept_window(config.windows), self.plan.chunk, PAGE_TOKENS)
+        # Keys that RoPE has turned by the length of one text are not those of a longer one.
+        shares_pages = config.rope.kind != "dynamic"
+        return Engine(self.runner, cache.slots, most, shares_pages)
+
     @contextmanager
-    def leading(self) -> Iterator[Engine | None]:
-        """Let rank 0 run a block with the engine while the others serve (collective).
+    def leading(self) -> Iterator[Runner | None]:
+        """Let rank 0 run a block with the runner while the others serve (collective).
 
         They get None, once rank 0 has left its block. Its error is raised on all ranks, or what
         has failed on another and was the cause.
         """
         status.current.begin("computing")
         if self._group.rank != 0:
-            if self.engine.serve():
+            if self.runner.serve():
                 self._agree(None)
             yield None
             return
         error: BaseException | None = None
         try:
-            yield self.engine
+            yield self.runner
         except BaseException as e:
             error = e
         failed = error is not None and not isinstance(error, GeneratorExit)
-        self.engine.stop(failed)
-        if failed and not self.engine.failed:
+        reachable = self.runner.reachable
+        self.runner.stop(failed)
+        if failed and reachable:
             self._agree(error)
         if error is not None:
             raise error
@@ -75,9 +91,9 @@ class Session:
     def finish(self) -> list[figures.RankFigures] | None:
         """Serve, or let the others stop serving; return all ranks' figures on rank 0."""
         if self._group.rank == 0:
-            self.engine.stop()
+            self.runner.stop()
         else:
-            self.engine.serve()
+            self.runner.serve()
         return self.figures()
 
     def close(self) -> None:
@@ -115,8 +131,8 @@ def load_session(
         with group.together():
             tape = Tape(shard, names, plan.resident_panels, plan.ring)
             cache = KVCache(
-                config.num_layers, len(mine.kv_heads), config.head_dim, work.slots, plan.context,
-                kept_window(config.windows), plan.chunk,
+                config.num_layers, len(mine.kv_heads), config.head_dim, plan.pages, work.slots,
+                plan.context,
             )  # fmt: skip
             logits = min(work.logits, plan.chunk)
             model = Model(

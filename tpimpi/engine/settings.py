@@ -67,12 +67,15 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()  # texts to end before, or special tokens
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None  # of each token, and of so many likeliest; None: of none
 
     def __post_init__(self) -> None:
         s = self.sampling
         whole_number("max_new_tokens", self.max_new_tokens, 1)
         whole_number("top_k", s.top_k, 0)
         whole_number("seed", s.seed, 0)
+        if self.logprobs is not None:
+            whole_number("logprobs", self.logprobs, 0)
         _number("temperature", s.temperature, 0)
         _number("top_p", s.top_p, 0, 1)
         _number("min_p", s.min_p, 0, 1)
@@ -97,8 +100,12 @@ class GenerationSettings:
         check_stops(self.stop)
 
     @classmethod
-    def of(cls, **choices) -> GenerationSettings:
-        """Return settings from the names of this class's and SamplingSettings' fields."""
+    def of(cls, defaults: Mapping[str, object] | None = None, **choices) -> GenerationSettings:
+        """Return settings from the names of this class's and SamplingSettings' fields.
+
+        What they are silent about is in `defaults`, by the same names.
+        """
+        choices = {**(defaults or {}), **choices}
         own = {f.name for f in fields(cls)} - {"sampling"}
         sampling = {f.name for f in fields(SamplingSettings)}
         for name in choices:

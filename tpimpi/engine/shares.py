@@ -71,7 +71,7 @@ def devices_of(
         ring = room.everything.smallest_ring()
         for tokens in (chunk, 1):  # shorter chunks take less, so they are what fits
             none, whole = (
-                needs.besides_weights(tokens, work.context, work.slots)
+                needs.besides_weights(tokens, needs.least_pages(work, work.context, tokens))
                 for needs in (room.nothing, room.everything)
             )
             device = Device(*pair, budget - none, whole - none, ring)

@@ -6,13 +6,15 @@ many tokens as all expect travels as one message, without a copy of the tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from tpimpi.comm.group import Group
+from tpimpi.comm.group import WORD_BYTES, Group
 
-STOP, STEP, RELEASE, FAIL = 0, 1, 2, 3
-HEADER_WORDS = 8  # of 32 bits: operation, T, n, slot, as 64 bits each
-ROW_WORDS = 4  # of each token: position, slot, length; index of a selected one
+STOP, STEP, FAIL, ADOPT, EXAMINE, FIGURES = range(6)
+HEADER_WORDS = 8  # of 32 bits: operation, T, n, 0, as 64 bits each
+ROW_WORDS = 5  # of each token: position, slot, page, length; index of a selected one
 MOST_EXPECTED = 16  # tokens: a longer step, as of a prompt, is not expected again
 
 
@@ -36,18 +38,20 @@ class StepMessage:
         return HEADER_WORDS + max_tokens * (ROW_WORDS + dim)
 
     def rows(self, tokens: int, count: int) -> np.ndarray:
-        """Return the rows of T tokens of which n are selected: int32 [3 T + n]."""
+        """Return the rows of T tokens of which n are selected: int32 [4 T + n]."""
         begin = self._start - ROW_WORDS * tokens
-        return self._words[begin : begin + 3 * tokens + count]
+        return self._words[begin : begin + 4 * tokens + count]
 
-    def tell(self, group: Group, operation: int, slot: int = 0) -> None:
-        """Tell the others what is no step (rank 0)."""
-        self._header()[:] = operation, 0, 0, slot
+    def tell(self, group: Group, operation: int, numbers: Sequence[int] = ()) -> None:
+        """Tell the others what is no step, with some numbers to it (rank 0)."""
+        self._header()[:] = operation, 0, len(numbers), 0
         group.bcast(self._message(HEADER_WORDS, self._expected))
+        if numbers:
+            group.bcast(np.array(numbers, np.int32))
 
     def tell_step(self, group: Group, tokens: int, rows: np.ndarray) -> None:
-        """Tell a step whose tokens are in `hidden` (rank 0); rows [3 T + n]."""
-        count = len(rows) - 3 * tokens
+        """Tell a step whose tokens are in `hidden` (rank 0); rows [4 T + n]."""
+        count = len(rows) - 4 * tokens
         self._header()[:] = STEP, tokens, count, 0
         if tokens != self._expected:
             group.bcast(self._message(HEADER_WORDS, self._expected))
@@ -55,18 +59,23 @@ class StepMessage:
         group.bcast(self._message(0 if tokens != self._expected else HEADER_WORDS, tokens))
         self._expect(tokens)
 
-    def hear(self, group: Group) -> tuple[int, int, int, int]:
-        """Return what rank 0 tells: operation, T, n, slot (ranks other than 0)."""
-        group.bcast(self._message(HEADER_WORDS, self._expected))
-        operation, tokens, count, slot = (int(number) for number in self._header())
+    def hear(self, group: Group) -> tuple[int, int, int, list[int]]:
+        """Return what rank 0 tells: operation, T, n, numbers (ranks other than 0)."""
+        group.await_word(self._message(HEADER_WORDS, self._expected))
+        operation, tokens, count, _ = (int(number) for number in self._header())
         if operation == STEP:
             if tokens != self._expected:
                 group.bcast(self._message(0, tokens))
             self._expect(tokens)
-        return operation, tokens, count, slot
+            return operation, tokens, count, []
+        numbers = np.empty(count, np.int32)
+        if count:
+            group.bcast(numbers)
+        return operation, 0, 0, numbers.tolist()
 
     def _expect(self, tokens: int) -> None:
-        self._expected = tokens if tokens <= MOST_EXPECTED else 1
+        short = tokens <= MOST_EXPECTED and self._message(HEADER_WORDS, tokens).nbytes <= WORD_BYTES
+        self._expected = tokens if short else 1
 
     def _header(self) -> np.ndarray:
         """Return the header before the rows that are expected: int64 [4]."""

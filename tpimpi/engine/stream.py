@@ -1,11 +1,66 @@
-"""One text as all ranks iterate it: rank 0 gets the pieces, the others compute and get none."""
+"""One text as it is iterated: by rank 0 while it leads, or by all ranks together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
+from tpimpi import status
+from tpimpi.engine.engine import Engine
+from tpimpi.engine.figures import decode_rate, made
 from tpimpi.engine.generation import Completion, Generation
+from tpimpi.engine.request import Piece
 from tpimpi.engine.session import Session
+
+
+def pieces(
+    engine: Engine, generation: Generation, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[Piece]:
+    """Yield a text piece by piece as it is made (rank 0, leading); leaving it cancels it.
+
+    `cancelled` is asked between passes.
+    """
+    job = engine.add(generation)
+    try:
+        while not generation.reason and not cancelled():
+            for whose, piece in engine.step():
+                if whose is not job:
+                    continue
+                if isinstance(piece, Exception):
+                    raise piece
+                count, first = generation.made, generation.first_token_seconds
+                rate = decode_rate(count, first, generation.seconds)
+                status.current.figures = made(count, generation.prompt_tokens, first, rate)
+                yield piece
+    finally:
+        if not generation.reason:
+            engine.cancel(job)
+
+
+class Text:
+    """The text after one prompt, as rank 0 iterates it while it leads: its pieces as strings."""
+
+    def __init__(self, engine: Engine, generation: Generation):
+        self._cancelled = threading.Event()
+        self._generation = generation
+        self._pieces = pieces(engine, generation, self._cancelled.is_set)
+
+    def __iter__(self) -> Iterator[str]:
+        return (piece.text for piece in self._pieces if piece.text)
+
+    @property
+    def completion(self) -> Completion:
+        """What was made so far."""
+        return self._generation.completion
+
+    def cancel(self) -> None:
+        """Let the text end before its next pass, from any thread or a signal's handler."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """End the text here."""
+        self._pieces.close()
 
 
 class Stream:
@@ -41,10 +96,10 @@ class Stream:
                 pass
 
     def _run(self) -> Iterator[str]:
-        with self._session.leading() as engine:
-            if engine is None or self._left:
+        with self._session.leading() as runner:
+            if runner is None or self._left:
                 return
-            try:
-                yield from self._generation.pieces()
-            finally:
-                engine.release(0)
+            with closing(pieces(self._session.engine, self._generation)) as made_now:
+                for piece in made_now:
+                    if piece.text:
+                        yield piece.text

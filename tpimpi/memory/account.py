@@ -27,11 +27,18 @@ def pages_held(context: int, window: int | None, chunk: int, page_tokens: int) -
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed: prompts of up to `prompt` tokens in contexts of up to `context`."""
+    """What is to be computed: prompts of up to `prompt` tokens in contexts of up to `context`.
+
+    Up to `slots` texts at once share keys and values of `pool` tokens in all (None: each text may
+    be as long as the context). Of less memory there are those of one context at least, or where
+    `pool_is_firm` all.
+    """
 
     prompt: int
     context: int
     slots: int = 1
+    pool: int | None = None
+    pool_is_firm: bool = False
     longest_chunk: int | None = None
     logits: int = 1  # rows of logits that one pass may ask for
     enough: int | None = None  # tokens that a context must hold (None: the prompt and one more)
@@ -78,19 +85,25 @@ class Needs:
         """Return the pages that one context takes, computed in chunks."""
         return pages_held(context, self.window, chunk, self.page_tokens)
 
-    def kv(self, context: int, slots: int, chunk: int) -> int:
-        """Return the bytes of the pages for `slots` contexts."""
-        return slots * self.pages(context, chunk) * self.kv_page
+    def least_pages(self, work: Work, context: int, chunk: int) -> int:
+        """Return the pages without which texts of `context` tokens can't be computed at all."""
+        one = self.pages(context, chunk)
+        if work.pool is None:
+            return work.slots * one
+        return max(one, -(-work.pool // self.page_tokens)) if work.pool_is_firm else one
+
+    def wanted_pages(self, work: Work, context: int, chunk: int) -> int:
+        """Return the pages that all texts together want."""
+        least = self.least_pages(work, context, chunk)
+        return least if work.pool is None else max(least, -(-work.pool // self.page_tokens))
 
     def activations(self, chunk: int) -> int:
         """Return the bytes of the buffers for passes of `chunk` tokens."""
         return self.fixed + chunk * self.per_token + min(chunk, self.logits) * self.per_logits
 
-    def besides_weights(self, chunk: int, context: int, slots: int) -> int:
+    def besides_weights(self, chunk: int, pages: int) -> int:
         """Return the bytes of everything but weights and their ring."""
-        return (
-            self.resident + MARGIN_BYTES + self.activations(chunk) + self.kv(context, slots, chunk)
-        )  # fmt: skip
+        return self.resident + MARGIN_BYTES + self.activations(chunk) + pages * self.kv_page
 
     def smallest_ring(self) -> int:
         """Return the least memory through which the weights can pass, or stay if that is less."""
@@ -98,7 +111,8 @@ class Needs:
 
     def smallest(self, work: Work, chunk: int = 1) -> int:
         """Return the smallest budget with which a prompt can be computed in chunks of `chunk`."""
-        least = self.besides_weights(chunk, work.smallest_context, work.slots)
+        pages = self.least_pages(work, work.smallest_context, chunk)
+        least = self.besides_weights(chunk, pages)
         return max(least + self.smallest_ring(), self.peak)
 
     def advised(self, work: Work, chunk: int = 1) -> int:
@@ -107,7 +121,8 @@ class Needs:
 
     def everything(self, work: Work, chunk: int) -> int:
         """Return the budget with which nothing streams."""
-        return max(self.besides_weights(chunk, work.context, work.slots) + self.weights, self.peak)
+        pages = self.wanted_pages(work, work.context, chunk)
+        return max(self.besides_weights(chunk, pages) + self.weights, self.peak)
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,7 @@ class MemoryPlan:
     streamed: int  # a pass
     chunk: int  # tokens
     context: int  # tokens
+    pages: int  # of keys and values, for all texts
     resident_panels: dict[str, int]
 
     @property

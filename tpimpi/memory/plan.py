@@ -28,7 +28,7 @@ def wanted_chunk(request: MemoryRequest, work: Work) -> int:
     """Return the longest prompt chunk that makes sense."""
     default = WINDOW_CHUNK if request.window is not None else DEFAULT_CHUNK
     limits = (request.chunk or default, work.prompt, work.longest_chunk or work.prompt)
-    return max(1, min(limits))
+    return max(work.slots, min(limits))  # each text goes on in every pass
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def plan_ranks(
     if request.window is not None or request.everything:
         return [plan_flags(r.needs, request, work) for r in ranks]
     chunk = wanted_chunk(request, work)
-    least = chunk if request.chunk else 1
+    least = chunk if request.chunk else work.slots
     budgets = shared_budgets(
         [
             Claim(
@@ -69,8 +69,12 @@ def plan_ranks(
         _refuse_small(r, budget, work, least)
     fits = [fit(r.needs, b, work, chunk, least) for r, b in zip(ranks, budgets, strict=True)]
     chunk, context = min(chunk for chunk, _ in fits), min(context for _, context in fits)
+    pages = min(
+        fit_pages(r.needs, b, work, chunk, context) for r, b in zip(ranks, budgets, strict=True)
+    )
     return [
-        plan_budget(r.needs, b, work, chunk, context) for r, b in zip(ranks, budgets, strict=True)
+        plan_budget(r.needs, b, work, chunk, context, pages)
+        for r, b in zip(ranks, budgets, strict=True)
     ]
 
 
@@ -81,7 +85,7 @@ def _refuse_small(r: RankRequest, budget: int, work: Work, chunk: int) -> None:
         return
     would_do = needs.advised(work, chunk) // MIB
     context = work.smallest_context
-    pages = needs.kv(context, work.slots, chunk)
+    pages = needs.least_pages(work, context, chunk) * needs.kv_page
     buffers = needs.activations(chunk) + MARGIN_BYTES
     why = (
         f"the process {size(needs.process)}, the tokenizer {size(needs.tokenizer)}, keys and "
@@ -109,14 +113,15 @@ def fit(needs: Needs, budget: int, work: Work, chunk: int, least: int) -> tuple[
     and its halves down to `least`, that reads the fewest bytes for the prompt and the rest of the
     context. The budget is at least `needs.smallest(work, least)`.
     """
-    room = budget - needs.besides_weights(least, 0, work.slots) - needs.smallest_ring()
-    pages = room // (needs.kv_page * work.slots) if needs.kv_page else work.context
+    room = budget - needs.besides_weights(least, 0) - needs.smallest_ring()
+    texts = work.slots if work.pool is None else 1
+    pages = room // (needs.kv_page * texts) if needs.kv_page else work.context
     context = work.context
     if pages < needs.pages(context, least):
         context = min(context, pages * needs.page_tokens)
     best, best_bytes = least, None
     while chunk >= least:
-        left = budget - needs.besides_weights(chunk, context, work.slots)
+        left = budget - needs.besides_weights(chunk, needs.least_pages(work, context, chunk))
         streamed = 0 if left >= needs.weights else needs.weights - left + _ring(needs, left)
         passes = -(-work.prompt // chunk) + max(context - work.prompt, 0)
         if left >= needs.smallest_ring() and (best_bytes is None or passes * streamed < best_bytes):
@@ -125,15 +130,28 @@ def fit(needs: Needs, budget: int, work: Work, chunk: int, least: int) -> tuple[
     return best, context
 
 
-def plan_budget(needs: Needs, budget: int, work: Work, chunk: int, context: int) -> MemoryPlan:
+def fit_pages(needs: Needs, budget: int, work: Work, chunk: int, context: int) -> int:
+    """Return how many pages all texts share: as many as wanted beside weights that all stay.
+
+    Weights that stream for one text more would be slower for all of them.
+    """
+    least = needs.least_pages(work, context, chunk)
+    room = budget - needs.besides_weights(chunk, 0) - needs.weights
+    wanted = needs.wanted_pages(work, context, chunk)
+    return max(least, min(wanted, room // needs.kv_page if needs.kv_page else wanted))
+
+
+def plan_budget(
+    needs: Needs, budget: int, work: Work, chunk: int, context: int, pages: int
+) -> MemoryPlan:
     """Spend a budget that `fit` has found enough for this chunk and context."""
-    left = budget - needs.besides_weights(chunk, context, work.slots)
+    left = budget - needs.besides_weights(chunk, pages)
     if left >= needs.weights:
         panels, ring = {tensor.name: tensor.panels for tensor in needs.tensors}, 0
     else:
         ring = _ring(needs, left)
         panels = spread(needs.tensors, left - ring)
-    return _plan(needs, budget, work, chunk, context, panels, ring)
+    return _plan(needs, budget, chunk, context, pages, panels, ring)
 
 
 def plan_flags(needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
@@ -144,17 +162,18 @@ def plan_flags(needs: Needs, request: MemoryRequest, work: Work) -> MemoryPlan:
     else:
         panels = {}
         ring = ring_bytes_for(needs.blocks, min(request.window, len(needs.blocks)))
-    return _plan(needs, None, work, chunk, work.context, panels, ring)
+    pages = needs.wanted_pages(work, work.context, chunk)
+    return _plan(needs, None, chunk, work.context, pages, panels, ring)
 
 
-def _plan(needs, budget, work, chunk, context, panels, ring) -> MemoryPlan:
+def _plan(needs, budget, chunk, context, pages, panels, ring) -> MemoryPlan:
     resident = sum(panels.get(tensor.name, 0) * tensor.panel_bytes for tensor in needs.tensors)
     return MemoryPlan(
         budget=budget, peak=needs.peak, process=needs.process, tokenizer=needs.tokenizer,
-        kv=needs.kv(context, work.slots, chunk),
+        kv=pages * needs.kv_page,
         activations=needs.activations(chunk), margin=MARGIN_BYTES, ring=ring,
         resident=resident, streamed=needs.weights - resident, chunk=chunk, context=context,
-        resident_panels=panels,
+        pages=pages, resident_panels=panels,
     )  # fmt: skip
 
 

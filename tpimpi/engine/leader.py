@@ -1,0 +1,37 @@
+"""Rank 0 while it leads: texts one after another, whenever it likes; between them others sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tpimpi.engine.figures import RankFigures
+from tpimpi.engine.prompts import Prompts
+from tpimpi.engine.request import Constraint
+from tpimpi.engine.session import Session
+from tpimpi.engine.settings import GenerationSettings
+from tpimpi.engine.stream import Text
+
+
+class Leader:
+    """What `LLM.leading` gives rank 0. `defaults` are those of the model for sampling."""
+
+    def __init__(self, session: Session, prompts: Prompts, defaults: Mapping[str, object]):
+        self._session, self._prompts, self.defaults = session, prompts, defaults
+
+    @property
+    def context(self) -> int:
+        """How many tokens prompt and text may have together."""
+        return self._prompts.context
+
+    def stream(
+        self, prompt: str | Sequence[int], settings: GenerationSettings | None = None,
+        add_bos: bool = True, constraint: Constraint | None = None, **choices,
+    ) -> Text:  # fmt: skip
+        """Return the text after a prompt, a text or its ids. Raises UserError."""
+        wanted = settings or GenerationSettings.of(self.defaults, **choices)
+        generation = self._prompts.generation(prompt, wanted, add_bos, constraint)
+        return Text(self._session.engine, generation)
+
+    def figures(self) -> list[RankFigures]:
+        """Return all ranks' figures since the start."""
+        return self._session.runner.figures()
