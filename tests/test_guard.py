@@ -203,3 +203,51 @@ def test_a_process_that_has_ended_is_not_taken_for_another():
     assert launchers._identity(process.pid) is None  # a zombie
     process.wait()
     assert launchers._identity(process.pid) is None
+
+
+RANK = """
+import os, signal, sys, time
+from tpimpi import status
+from tpimpi.guard import process
+own = status.of_rank(0, 1)
+guarded, said = own, []
+process._Guard._say = lambda self, text, number=2: print(text, flush=True)
+process.launchers.see_off = process.launchers.abort = lambda *_: False
+signal.pthread_sigmask(signal.SIG_BLOCK, process._SIGNALS)
+pid = os.fork()
+if pid:
+    os._exit(process._Guard(pid, own, process.OutOfMemory(), os.getppid()).run())
+own.figures = "9 tokens"
+{setting}
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append("int"))
+signal.signal(signal.SIGTERM, lambda *_: heard.append("term"))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, process._SIGNALS)
+print(os.getppid(), flush=True)
+while len(heard) < {signals}:
+    time.sleep(0.01)
+time.sleep(1.2)
+print(*heard, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "signals", "code", "said"),
+    [
+        ("own.takes_interrupts = True", [signal.SIGINT] * 2, 0, "int int"),  # an answer is stopped
+        ("own.grace = 9.0", [signal.SIGTERM], 0, "term"),  # answers end first
+        ("own.grace = 9.0", [signal.SIGTERM] * 2, 143, "ended while starting: 9 tokens"),
+        ("own.grace = 0.5", [signal.SIGTERM], 143, ""),  # they last too long
+        ("", [signal.SIGTERM], 143, "ended while starting: 9 tokens"),
+    ],
+)
+def test_a_rank_ends_in_its_own_time_where_it_has_asked_for_that(setting, signals, code, said):
+    program = RANK.format(setting=setting, signals=len(signals))
+    found = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    guard = int(found.stdout.readline())
+    for number in signals:
+        os.kill(guard, number)
+        time.sleep(0.4)
+    text, _ = found.communicate(timeout=20)
+    assert (found.returncode, text.strip()) == (code, said)

@@ -16,6 +16,7 @@ TIMEOUT = 60.0  # seconds
 AGAIN = "the same command starts again"
 
 _TEXT = 200  # bytes of a text, with its length
+_NUMBERS = 24  # bytes of a status's numbers
 
 
 class _Number:
@@ -70,11 +71,13 @@ class Status:
     within_line = _Number(10, "?")  # standard output's last line has not ended yet
     alone = _Number(11, "?")  # it ends, and the others don't know
     unfinished = _Number(12, "?")  # the next start goes on with what this one has made
-    figures = _Text(16)
-    then = _Text(16 + _TEXT)
+    takes_interrupts = _Number(13, "?")  # Ctrl-C is its own affair, and does not end it
+    grace = _Number(16, "d")  # seconds that it takes to end by itself after a first signal
+    figures = _Text(_NUMBERS)
+    then = _Text(_NUMBERS + _TEXT)
 
     def __init__(self, rank: int = 0, ranks: int = 1):
-        head = 16 + 2 * _TEXT
+        head = _NUMBERS + 2 * _TEXT
         self.memory = mmap.mmap(-1, head + ranks * Peer.SIZE)
         self.rank, self.guarded = rank, False
         self.peers = [Peer(self.memory, head + number * Peer.SIZE) for number in range(ranks)]

@@ -79,6 +79,7 @@ class _Guard:
         self._name = f"rank {own.rank} on {own.own.host}"
         self._deadline: float | None = None  # when the rank is killed
         self._signal = 0  # that ends it
+        self._in_grace = False  # it was asked to end, and does so in its own time
         self._silence = Silence(own)
         self._rank_has_ended = False
 
@@ -102,6 +103,8 @@ class _Guard:
                 self._pass_on(number)
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._send(signal.SIGKILL)
+                if self._in_grace and not self._signal:
+                    self._signal = signal.SIGTERM
             elif os.getppid() != self._launcher:
                 self._end_rank()
             elif self._deadline is None:
@@ -121,7 +124,12 @@ class _Guard:
         """Tell the figures so far, and let the rank end by itself, as long as that is a moment."""
         own = self._status
         self._send(number)
-        if self._deadline is not None:
+        if number == signal.SIGINT and own.takes_interrupts:
+            return
+        if own.grace and not self._in_grace:
+            self._in_grace, self._deadline = True, time.monotonic() + own.grace
+            return
+        if self._signal:
             return
         self._signal, self._deadline = number, time.monotonic() + MOMENT
         if own.rank == 0 and not own.said:
