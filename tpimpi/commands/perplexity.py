@@ -64,7 +64,8 @@ def run(options: Options, group, threads: int) -> None:
     """Score the text (collective)."""
     from tpimpi.commands import report
     from tpimpi.engine.figures import summary
-    from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
+    from tpimpi.engine.llm import OpenModel
+    from tpimpi.engine.settings import LOGITS_BYTES
     from tpimpi.memory.account import Work
 
     model = OpenModel(group, options.model, options.shards)

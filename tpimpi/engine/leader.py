@@ -10,6 +10,7 @@ from tpimpi.engine.request import Constraint
 from tpimpi.engine.session import Session
 from tpimpi.engine.settings import GenerationSettings
 from tpimpi.engine.stream import Text
+from tpimpi.errors import UserError
 
 
 class Leader:
@@ -31,6 +32,25 @@ class Leader:
         wanted = settings or GenerationSettings.of(self.defaults, **choices)
         generation = self._prompts.generation(prompt, wanted, add_bos, constraint)
         return Text(self._session.engine, generation)
+
+    def keep(self, ids: Sequence[int], folder: str) -> int:
+        """Save what is computed of a text, a file a rank in `folder`; return how many tokens.
+
+        Raises UserError for the first rank that can't.
+        """
+        return self._session.runner.save(ids, folder)
+
+    def recall(self, ids: Sequence[int], folder: str) -> None:
+        """Read a text's first tokens back that `keep` has saved, so that it goes on after them.
+
+        `ids` are as many as it said. Raises UserError where they are not that, or damaged.
+        """
+        if len(ids) > self.context:
+            raise UserError(
+                f"the text that was saved has {len(ids)} tokens, and memory was planned for "
+                f"{self.context}; load the model with a longer context"
+            )
+        self._session.runner.recall(self._prompts.checked(ids), folder)
 
     def figures(self) -> list[RankFigures]:
         """Return all ranks' figures since the start."""

@@ -33,8 +33,6 @@ from tpimpi.model.generation import sampling_defaults
 from tpimpi.shards.request import DEFAULT, ShardRequest
 from tpimpi.shards.source import Source
 
-LOGITS_BYTES = 32 << 20  # of rank 0, for the logits of one pass that scores
-
 
 @dataclass(frozen=True)
 class Score:

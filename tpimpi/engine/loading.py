@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tpimpi import launch
 from tpimpi.comm import ALLREDUCES
-from tpimpi.engine.settings import whole_number
+from tpimpi.engine.settings import LOGITS_BYTES, whole_number
 from tpimpi.errors import UserError
 from tpimpi.memory.request import Budgets, MemoryRequest
 from tpimpi.model.ratio import Ratio, parse_ratio
@@ -15,6 +15,8 @@ from tpimpi.shards.request import ShardRequest
 
 CONTEXT = 4096  # tokens that memory is planned for, where nothing is said
 ENOUGH = 512  # ... where a budget allows no more
+MAX_BATCH = 8  # texts at once
+SHARED = 4  # of their contexts there is memory for so many, if there is
 
 
 def load(
@@ -23,6 +25,7 @@ def load(
     prompt_chunk: int | None = None, threads: int | None = None,
     save_dir: str | Path | None = None, split_again: bool = False, allreduce: str = "auto",
     ratio: str | Sequence[float] | None = None, local_checkpoint: str | Path | None = None,
+    max_batch: int = MAX_BATCH, kv_tokens: int | None = None,
 ):  # fmt: skip
     """Return a running model on all ranks of `comm`, an LLM (collective).
 
@@ -35,7 +38,9 @@ def load(
     anew. A rank that has the same checkpoint in `local_checkpoint` on its own disk, too ("": where
     rank 0 has it), cuts its shard from there. `allreduce` is how partial sums are merged, as
     --allreduce says it; `ratio` each rank's share of the work, as --ratio says it or as numbers
-    (None: equal ones). Raises UserError and MachineError, on all ranks alike where the error is
+    (None: equal ones). Up to `max_batch` texts are made at once, with keys and values of
+    `kv_tokens` tokens in all (None: of some contexts, or less where weights would have to stream
+    for them). Raises UserError and MachineError, on all ranks alike where the error is
     foreseen.
     """
     refused = None
@@ -50,8 +55,7 @@ def load(
     from tpimpi.comm.greeting import greet
     from tpimpi.comm.group import Group
     from tpimpi.comm.versions import agree_on_code
-    from tpimpi.engine.llm import LOGITS_BYTES, OpenModel
-    from tpimpi.memory.account import Work
+    from tpimpi.engine.llm import OpenModel
 
     greet(comm)
     group = Group(comm)
@@ -69,10 +73,10 @@ def load(
         with group.together():
             if context is not None and whole_number("context", context, 2) > most:
                 raise UserError(f"context is {context}, but must be from 2 to the model's {most}")
-        wanted = context or min(CONTEXT, most)
-        enough = wanted if context else min(ENOUGH, most)
-        rows = max(1, LOGITS_BYTES // (4 * opened.config.vocab_size))  # for `score`
-        work = Work(wanted - 1, wanted, logits=rows, enough=enough)
+            batch = whole_number("max_batch", max_batch, 1)
+            if kv_tokens is not None:
+                whole_number("kv_tokens", kv_tokens, context or 2)
+        work = work_of(opened.config, context, batch, kv_tokens)
         llm = opened.load(request, work, threads, allreduce)
         llm.on_close = group.close
         return llm
@@ -80,6 +84,22 @@ def load(
         if getattr(error, "agreed", False):
             group.close()
         raise
+
+
+def work_of(config, context: int | None, max_batch: int, kv_tokens: int | None):
+    """Return the Work of texts that come later, up to `max_batch` at once.
+
+    Their `context` and the `kv_tokens` that they share are as long as memory allows (None).
+    """
+    from tpimpi.memory.account import Work
+
+    wanted = context or min(CONTEXT, config.max_positions)
+    enough = wanted if context else min(ENOUGH, wanted)
+    rows = max(max_batch, LOGITS_BYTES // (4 * config.vocab_size))  # for `score`
+    pool = kv_tokens or wanted * min(max_batch, SHARED)
+    return Work(
+        wanted - 1, wanted, max_batch, pool, kv_tokens is not None, logits=rows, enough=enough
+    )
 
 
 def _ratio(ratio: str | Sequence[float] | None) -> Ratio:

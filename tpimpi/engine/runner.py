@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tpimpi.comm.group import Group
+from tpimpi.engine import saved
 from tpimpi.engine.forward import Batch, Model
-from tpimpi.engine.pages import PAGE_TOKENS, Adopted, Found, Pages
+from tpimpi.engine.pages import PAGE_TOKENS, Adopted, Found, Pages, names_of
 from tpimpi.engine.sampler import check_logits
-from tpimpi.engine.step import ADOPT, EXAMINE, FAIL, FIGURES, STEP, STOP
+from tpimpi.engine.step import ADOPT, EXAMINE, FAIL, FIGURES, SAVED, STEP, STOP
+from tpimpi.errors import UserError, describe
+from tpimpi.shards.layout import Identity
 
 
 class Runner:
@@ -20,8 +23,8 @@ class Runner:
     `pages` is rank 0's account of the KV cache.
     """
 
-    def __init__(self, group: Group, model: Model, pages: Pages):
-        self._group, self._model, self.pages = group, model, pages
+    def __init__(self, group: Group, model: Model, pages: Pages, identity: Identity):
+        self._group, self._model, self.pages, self._identity = group, model, pages, identity
         self.on_pass: Callable[[float, float], None] | None = None  # told begin and end of each
         self.on_figures: Callable[[], object] = lambda: None  # gathers those of all ranks
         self.failed = False  # whether a pass was left half-way
@@ -55,6 +58,8 @@ class Runner:
                 self._group.agree(self._model.failure)
             elif operation == FIGURES:
                 self.on_figures()
+            elif operation == SAVED:
+                self._with_disk(*self._group.comm.bcast(None), numbers)
             else:
                 if operation == STOP:
                     self._check()
@@ -80,6 +85,49 @@ class Runner:
         self._left = True
         self._group.agree(self._model.failure)
         self._left = False
+
+    def save(self, ids: Sequence[int], folder: str) -> int:
+        """Save the pages of a text, a file a rank in `folder`; return for how many tokens (rank 0).
+
+        Those are found again by `recall`. Raises UserError for the first rank that can't.
+        """
+        found = self.pages.find([*ids, 0], names_of(ids))
+        if not found.tokens:
+            return 0
+        pages = [*found.pages, *([] if found.copied is None else [found.copied])]
+        self._tell_disk("write", ids[: found.tokens], folder, pages)
+        return found.tokens
+
+    def recall(self, ids: Sequence[int], folder: str, slot: int = 0) -> None:
+        """Read the pages of a text that was saved in `folder`, for others to begin with (rank 0).
+
+        `slot` is free. Raises UserError for the first rank that can't.
+        """
+        self.pages.reserve(slot, 0, len(ids) - 1)
+        spoiled = True
+        try:
+            self._tell_disk("read", ids, folder, self.pages.table(slot))
+            spoiled = False
+        finally:
+            self.pages.release(slot, ids, spoiled)
+
+    def _tell_disk(self, what: str, ids: Sequence[int], folder: str, pages: Sequence[int]) -> None:
+        self._model.message.tell(self._group, SAVED, pages)
+        told = what, list(ids), str(folder)
+        self._group.comm.bcast(told)
+        self._with_disk(*told, pages)
+
+    def _with_disk(self, what: str, ids: list[int], folder: str, pages: Sequence[int]) -> None:
+        """Write or read saved pages on this rank; raise on rank 0 what has failed on any."""
+        act, failed = {"write": saved.write, "read": saved.read}[what], None
+        try:
+            act(folder, self._identity, ids, self._model.cache, pages)
+        except (OSError, UserError) as error:
+            why = str(error) if isinstance(error, UserError) else describe(error)
+            failed = f"{why} (rank {self._group.rank} on {self._group.host})"
+        sentences = [one for one in self._group.comm.gather(failed) or () if one is not None]
+        if sentences:
+            raise UserError(sentences[0])
 
     def adopt(self, slot: int, found: Found) -> Adopted:
         """Let an empty slot begin with pages that were found, on all ranks (rank 0)."""

@@ -36,7 +36,7 @@ class Session:
     ):
         cache, window = model.cache, kept_window(model.config.windows)
         pages = Pages(cache.pages, cache.slots, cache.context, window)
-        self.runner, self.plan = Runner(group, model, pages), plan
+        self.runner, self.plan = Runner(group, model, pages, shard.identity), plan
         self.model, self.tape = model, tape
         self._group, self._shard = group, shard
         self._watch = figures.Stopwatch(group, tape, plan, threads)

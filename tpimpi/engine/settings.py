@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from tpimpi.checkpoint.text_stream import check_stops
 from tpimpi.errors import UserError
 
+LOGITS_BYTES = 32 << 20  # of rank 0, for the logits of one pass that scores
 MOST_PENALTY, MOST_BIAS = 2.0, 100.0  # either way, as OpenAI's API allows
 
 

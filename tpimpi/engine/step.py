@@ -12,7 +12,7 @@ import numpy as np
 
 from tpimpi.comm.group import WORD_BYTES, Group
 
-STOP, STEP, FAIL, ADOPT, EXAMINE, FIGURES = range(6)
+STOP, STEP, FAIL, ADOPT, EXAMINE, FIGURES, SAVED = range(7)
 HEADER_WORDS = 8  # of 32 bits: operation, T, n, 0, as 64 bits each
 ROW_WORDS = 5  # of each token: position, slot, page, length; index of a selected one
 MOST_EXPECTED = 16  # tokens: a longer step, as of a prompt, is not expected again
