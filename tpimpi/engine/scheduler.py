@@ -1,7 +1,7 @@
 """Which texts compute how many tokens in the next pass, and which wait. Pure: no arrays, no MPI.
 
-Texts that are being made go first, a token each, as they are what a reader waits for; prompts get
-what is left of the pass, the oldest first (Agrawal et al. 2023, arXiv:2308.16369, mix them so). A
+Texts that are being made go first, a token each, as they are what a reader waits for; prompts share
+what is left of the pass (Agrawal et al. 2023, arXiv:2308.16369, mix them so). A
 text begins when there are pages for its prompt. If pages run out later, the youngest text gives its
 own back and waits; its tokens are computed again, or found, and are the same.
 """
@@ -100,8 +100,7 @@ class Scheduler:
                 continue
             need = min((len(text.ids) - 1) // PAGE_TOKENS + 1, self._most_pages) - full
             unused = sum(self._pages.is_unused(page) for page in found.pages)
-            # The texts that run may each need another page soon.
-            if self.running and need + len(self.running) > self._pages.room - unused:
+            if self.running and need + self._owed() > self._pages.room - unused:
                 return None
             self.waiting.remove(text)
             self.running.append(text)
@@ -119,8 +118,10 @@ class Scheduler:
             if len(counts) < self._max_tokens and self._reserve(text, 1):
                 counts[text] = 1
         room = min(self._max_tokens - len(counts), prompt_tokens)
-        for text in [t for t in self.running if t.left > 1]:
-            count = min(text.left, room)
+        prompts = sorted((t for t in self.running if t.left > 1), key=lambda t: t.left)
+        for place, text in enumerate(prompts):
+            # An equal part of what is left: so none waits for a long one, nor that for many.
+            count = min(text.left, -(-room // (len(prompts) - place)))
             if count and self._reserve(text, count):
                 counts[text] = count
                 room -= count
@@ -154,6 +155,11 @@ class Scheduler:
         self._slots.append(text.slot)
         self.running.remove(text)
         text.wait()
+
+    def _owed(self) -> int:
+        """Return how many pages the texts that run need for their prompts, and then one each."""
+        missing = (self._pages.missing(text.slot, len(text.ids) - 1) for text in self.running)
+        return sum(min(pages, self._most_pages) + 1 for pages in missing)
 
     def _coming(self) -> set[bytes]:
         """Return the names of pages of prompts that are being computed."""
