@@ -38,7 +38,8 @@ def weight_files(directory: Path) -> list[Path]:
     return _scanned(directory) or _refuse(directory)
 
 
-def _indexed(directory: Path, index: Path) -> list[Path]:
+def named_in(index: Path) -> list[str]:
+    """Return the names of the files that an index tells of, in order. Raises UserError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise UserError(f"{index} is not a valid index (no weight_map); fetch it again")
@@ -48,7 +49,11 @@ def _indexed(directory: Path, index: Path) -> list[Path]:
             raise UserError(
                 f"{index} is not a valid index ({shown(name)} is no file's name); fetch it again"
             )
-    names = sorted(set(weight_map.values()))
+    return sorted(set(weight_map.values()))
+
+
+def _indexed(directory: Path, index: Path) -> list[Path]:
+    names = named_in(index)
     for name in names:
         if name in (".", "..") or not exists(directory / name):
             raise UserError(

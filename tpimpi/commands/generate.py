@@ -218,7 +218,7 @@ def _ids(options: Options, model, prompt: str) -> list[int]:
     from tpimpi.checkpoint.template import ChatTemplate
 
     if not options.chat:
-        if chat_template_of(options.model):
+        if chat_template_of(model.directory):
             say(
                 f"{model.config.name} is a chat model, and its template is not used: it goes on "
                 "from the prompt as it is, and may end at once; --chat uses it"
@@ -226,7 +226,7 @@ def _ids(options: Options, model, prompt: str) -> list[int]:
         return model.prompt_ids(prompt, not options.no_bos)
     if not prompt:
         raise UserError("the prompt is empty; give some text")
-    template = ChatTemplate(options.model)
+    template = ChatTemplate(model.directory)
     if not template.is_own:
         say(f"{model.config.name} has no chat template; this is {template.source}")
     messages = [{"role": "user", "content": prompt}]

@@ -43,14 +43,15 @@ class Score:
 
 
 class OpenModel:
-    """A model directory before anything of it is in memory: config and tokenizer (collective).
+    """A model before anything of it is in memory: config, directory, tokenizer (collective).
 
-    `tokenizer` is on rank 0 alone; `tokenizer_bytes` is what it took there.
+    `directory` and `tokenizer` are on rank 0 alone; `tokenizer_bytes` is what it took there.
     """
 
-    def __init__(self, group: Group, directory: str | Path, shards: ShardRequest = DEFAULT):
+    def __init__(self, group: Group, model: str | Path, shards: ShardRequest = DEFAULT):
         self.group, self._shards = group, shards
-        self.source = Source(group, directory, shards)
+        self.source = Source(group, model, shards)
+        self.directory = self.source.directory
         self.config: ModelConfig = self.source.config
         self.tokenizer: Tokenizer | None = None
         self.tokenizer_bytes = 0
@@ -58,8 +59,8 @@ class OpenModel:
         with group.together():
             if group.rank == 0:
                 before = resident_bytes()
-                self.defaults = sampling_defaults(directory)
-                self.tokenizer = load_tokenizer(directory, self.config)
+                self.defaults = sampling_defaults(self.directory)
+                self.tokenizer = load_tokenizer(self.directory, self.config)
                 self.tokenizer_bytes = max(resident_bytes() - before, 0)
 
     def prompt_ids(self, text: str, add_bos: bool = True) -> list[int]:

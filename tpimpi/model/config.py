@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tpimpi.errors import UserError
 from tpimpi.model.architecture import DEFAULTS, Parts, architecture_of, windows_of
-from tpimpi.model.directory import read_configs
+from tpimpi.model.directory import name_of, read_configs
 from tpimpi.model.fields import MOST, Fields, shown
 from tpimpi.model.rope import RopeConfig
 
@@ -45,7 +45,7 @@ class ModelConfig:
     def from_directory(cls, directory: str | Path) -> ModelConfig:
         """Read config.json and generation_config.json; raise UserError for what can't be run."""
         config, generation = read_configs(directory)
-        return cls.of(Path(directory).resolve().name, config, generation)
+        return cls.of(name_of(Path(directory)), config, generation)
 
     @classmethod
     def of(cls, name: str, config: dict, generation: dict) -> ModelConfig:

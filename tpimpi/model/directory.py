@@ -31,6 +31,13 @@ def read_configs(directory: str | Path) -> tuple[dict[str, Any], dict[str, Any]]
     return config, generation
 
 
+def name_of(directory: Path) -> str:
+    """Return the name of the model in a directory: its own or, in the hub's cache, the model's."""
+    place = directory.resolve()
+    above = place.parents[1].name if place.parent.name == "snapshots" else ""
+    return above.rpartition("--")[2] if above.startswith("models--") else place.name
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; UserError where there is none."""
     return parse_json(path, read_text(path))

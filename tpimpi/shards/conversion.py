@@ -41,7 +41,7 @@ def ensure_shards(
     folder: Path,
     again: bool,
     replace: bool,
-    local: Path | None = None,
+    local: str | Path | None = None,
 ) -> tuple[Shard, bool]:
     """Open this rank's shard, after making those that are missing (collective).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 
+from tpimpi.checkpoint.hub import cached_directory
 from tpimpi.checkpoint.fingerprint import TensorHashes
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
@@ -17,14 +18,15 @@ _UNUSABLE = (UserError, MachineError, OSError)
 
 
 class LocalCheckpoint:
-    """A checkpoint in a directory of this rank's machine, and the hashes of its tensors.
+    """A checkpoint in a directory, or the hub's cache, of this machine; its tensors' hashes.
 
     `why` says why it can't be used; None where it can. Hashes are noted in the folder `notes`.
     """
 
-    def __init__(self, directory: Path, fingerprint: str, notes: Path):
-        self.directory, self.checkpoint, self.hashes, self.why = directory, None, None, None
+    def __init__(self, given: str | Path, fingerprint: str, notes: Path):
+        self.directory, self.checkpoint, self.hashes, self.why = Path(given), None, None, None
         try:
+            self.directory = directory = cached_directory(given)
             checkpoint = Checkpoint(directory, ModelConfig.from_directory(directory))
         except _UNUSABLE as error:
             self.why = _words(error)

@@ -1,4 +1,4 @@
-"""What a command works on: the model directory, its partition over the ranks, its shards."""
+"""What a command works on: the model's directory, its partition over the ranks, its shards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tpimpi import status
+from tpimpi.checkpoint.hub import local_directory
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
 from tpimpi.console import say
@@ -27,21 +28,29 @@ def check_folder(folder: Path) -> None:
 
 
 class Source:
-    """A model directory: config and partition everywhere, checkpoint on rank 0 (collective).
+    """A model: config and partition everywhere, directory and checkpoint on rank 0 (collective).
 
-    Where the ranks are to be measured first, shares are equal until then. Raises UserError.
+    `model` is a path, or names a model on the Hugging Face hub, see `local_directory`. Where the ranks are to be measured first, shares are equal until then. Raises UserError.
     """
 
     sparse = False  # its weights are there, see SyntheticSource
 
-    def __init__(self, group: Group, directory: str | Path, request: ShardRequest = DEFAULT):
+    def __init__(self, group: Group, model: str | Path, request: ShardRequest = DEFAULT):
         local = request.local
-        self._local = None if local is None else Path(local or directory)
+        self._local = None if local is None else (local or model)
+        self.directory: Path | None = None
         self.checkpoint: Checkpoint | None = None
         config = None
         with group.together():
+            try:
+                if group.rank == 0:
+                    self.directory = local_directory(model)
+            finally:  # a download may take hours, in which the others sleep
+                group.rest_until(group.comm.Ibarrier().Test)
+        with group.together():
             if group.rank == 0:
-                self.checkpoint = Checkpoint(directory, ModelConfig.from_directory(directory))
+                config = ModelConfig.from_directory(self.directory)
+                self.checkpoint = Checkpoint(self.directory, config)
                 config = self.checkpoint.config
         if self.checkpoint:
             for warning in self.checkpoint.warnings:

@@ -1,0 +1,147 @@
+"""A small server on loopback that answers as the Hugging Face hub does, and fails as it may."""
+
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = 10_000  # bytes of a file that the hub keeps in LFS
+
+
+class Hub:
+    """Repositories by name, each a dict of file names and contents; in `with` it is reached."""
+
+    def __init__(self, repositories):
+        self.repositories = repositories
+        self.asked = []  # (method, path, Range or None)
+        self.tokens = set()  # that were sent
+        self.gated = None  # the token that may read
+        self.cut = {}  # name: how many bytes until the connection is lost, each time
+        self.status = {}  # name: a failure
+        self.content = {}  # name: what comes in its place
+        self.pace = None  # an event to wait for in the middle of a large file
+        self.ranges = True  # whether a part may be asked for
+
+    def __enter__(self):
+        hub = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.hub = hub
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def received(self, name):
+        """Return the Range of each request for a file's content."""
+        return [part for method, path, part in self.asked if method == "GET" and path.endswith(name)]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self._answer()
+
+    def do_GET(self):
+        self._answer()
+
+    def _answer(self):
+        hub = self.hub
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        hub.asked.append((self.command, self.path, self.headers.get("Range")))
+        hub.tokens |= {token} - {""}
+        path = self.path.partition("?")[0]
+        listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        repository, revision = (listing or file).group(1, 2)
+        files = hub.repositories.get(repository)
+        if files is None:
+            self._refuse(401, "RepoNotFound")
+        elif hub.gated and token != hub.gated:
+            self._refuse(403, "GatedRepo")
+        elif revision.replace("%2F", "/") not in ("main", "v1", "refs/pr/1", COMMIT):
+            self._refuse(404, "RevisionNotFound")
+        elif listing:
+            self._list(repository, files)
+        elif file[3] in hub.status:
+            self._refuse(hub.status[file[3]])
+        elif file[3] not in files:
+            self._refuse(404, "EntryNotFound")
+        else:
+            self._send(file[3], files[file[3]])
+
+    def _refuse(self, status, code=None):
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _list(self, repository, files):
+        siblings = []
+        for name, data in files.items():
+            one = {"rfilename": name, "size": len(data), "blobId": _blob_id(data)}
+            if len(data) >= LARGE:
+                sha = hashlib.sha256(data).hexdigest()
+                one["lfs"] = {"size": len(data), "sha256": sha, "pointerSize": 130}
+            siblings.append(one)
+        body = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _send(self, name, data):
+        large = len(data) >= LARGE
+        etag = hashlib.sha256(data).hexdigest() if large else _blob_id(data)
+        data = self.hub.content.get(name, data)
+        first = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        first = int(first[1]) if first and self.hub.ranges else 0
+        if first and first >= len(data):
+            return self._refuse(416)
+        self.send_response(206 if first else 200)
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{etag}"')
+        self.send_header("Content-Length", str(len(data) - first))
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        part = data[first:]
+        if name in self.hub.cut and len(part) > self.hub.cut[name]:
+            self.wfile.write(part[: self.hub.cut[name]])
+            self.close_connection = True
+            return None
+        if large and self.hub.pace:
+            half = len(part) // 2
+            self.wfile.write(part[:half])
+            self.wfile.flush()
+            self.hub.pace.wait(60)
+            part = part[half:]
+        try:
+            self.wfile.write(part)
+        except OSError:
+            self.close_connection = True  # it has gone
+        return None
+
+
+def _blob_id(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
