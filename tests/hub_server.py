@@ -6,6 +6,14 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from program import DEMO
+
+NAME, SHARDED = "some-lab/Demo-1.9M", "some-lab/Sharded"
+WEIGHTS = "model.safetensors"
+BESIDE = {
+    "pytorch_model.bin": b"x" * 20_000, "demo.Q4.gguf": b"x", "original/consolidated.pth": b"",
+    "README.md": b"# demo",
+}  # fmt: skip
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 10_000  # bytes of a file that the hub keeps in LFS
 
@@ -21,6 +29,7 @@ class Hub:
         self.cut = {}  # name: how many bytes until the connection is lost, each time
         self.status = {}  # name: a failure
         self.content = {}  # name: what comes in its place
+        self.sizes = {}  # name: the bytes that it is said to have
         self.pace = None  # an event to wait for in the middle of a large file
         self.ranges = True  # whether a part may be asked for
 
@@ -45,7 +54,9 @@ class Hub:
 
     def received(self, name):
         """Return the Range of each request for a file's content."""
-        return [part for method, path, part in self.asked if method == "GET" and path.endswith(name)]
+        return [
+            part for method, path, part in self.asked if method == "GET" and path.endswith(name)
+        ]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -69,22 +80,24 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if not (listing or file):
+            return self._refuse(404)
         repository, revision = (listing or file).group(1, 2)
         files = hub.repositories.get(repository)
         if files is None:
-            self._refuse(401, "RepoNotFound")
-        elif hub.gated and token != hub.gated:
-            self._refuse(403, "GatedRepo")
-        elif revision.replace("%2F", "/") not in ("main", "v1", "refs/pr/1", COMMIT):
-            self._refuse(404, "RevisionNotFound")
-        elif listing:
-            self._list(repository, files)
-        elif file[3] in hub.status:
-            self._refuse(hub.status[file[3]])
-        elif file[3] not in files:
-            self._refuse(404, "EntryNotFound")
-        else:
-            self._send(file[3], files[file[3]])
+            return self._refuse(401, "RepoNotFound")
+        if hub.gated and token != hub.gated:
+            return self._refuse(403, "GatedRepo")
+        if revision.replace("%2F", "/") not in ("main", "v1", "refs/pr/1", COMMIT):
+            return self._refuse(404, "RevisionNotFound")
+        name = "" if listing else file[3]
+        if name in hub.status:
+            return self._refuse(hub.status[name])
+        if listing:
+            return self._list(repository, files)
+        if name not in files:
+            return self._refuse(404, "EntryNotFound")
+        return self._send(name, files[name])
 
     def _refuse(self, status, code=None):
         self.send_response(status)
@@ -96,10 +109,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _list(self, repository, files):
         siblings = []
         for name, data in files.items():
-            one = {"rfilename": name, "size": len(data), "blobId": _blob_id(data)}
+            one = {
+                "rfilename": name,
+                "size": self.hub.sizes.get(name, len(data)),
+                "blobId": _blob_id(data),
+            }
             if len(data) >= LARGE:
+                size = one["size"]
                 sha = hashlib.sha256(data).hexdigest()
-                one["lfs"] = {"size": len(data), "sha256": sha, "pointerSize": 130}
+                one["lfs"] = {"size": size, "sha256": sha, "pointerSize": 130}
             siblings.append(one)
         body = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
         self.send_response(200)
@@ -145,3 +163,51 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _blob_id(data):
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def demo_files():
+    """Return a repository of the demo model, with much that is not needed."""
+    return {path.name: path.read_bytes() for path in DEMO.iterdir() if path.is_file()} | BESIDE
+
+
+def sharded_files():
+    """Return the same with its weights in two files and an index."""
+    files = demo_files()
+    data = files.pop(WEIGHTS)
+    length = int.from_bytes(data[:8], "little")
+    header, numbers = json.loads(data[8 : 8 + length]), data[8 + length :]
+    names, where = sorted(header.keys() - {"__metadata__"}), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file, entries, body = f"model-{number:05d}-of-00002.safetensors", {}, b""
+        for name in part:
+            first, last = header[name]["data_offsets"]
+            entries[name] = header[name] | {"data_offsets": [len(body), len(body) + last - first]}
+            body += numbers[first:last]
+        head = json.dumps(entries).encode()
+        files[file] = len(head).to_bytes(8, "little") + head + body
+        where |= dict.fromkeys(part, file)
+    files[f"{WEIGHTS}.index.json"] = json.dumps({"weight_map": where}).encode()
+    return files
+
+
+def own_cache(folder, monkeypatch):
+    """Let the hub's cache be an empty one that may be filled from the hub; return its home."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE",
+                 "HUGGINGFACE_HUB_CACHE", "HF_ENDPOINT"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "5")
+    return folder / "hf"
+
+
+def snapshot(home, leave_out=()):
+    """Put the demo model into a hub's cache, as the hub's library does; return its directory."""
+    folder = home / "hub" / f"models--{NAME.replace('/', '--')}"
+    directory = folder / "snapshots" / COMMIT
+    directory.mkdir(parents=True)
+    for path in DEMO.iterdir():
+        if path.name not in leave_out:
+            (directory / path.name).symlink_to(path)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    return directory

@@ -118,9 +118,9 @@ class Download:
         free = free_disk(hub_cache())
         if self.missing > free:
             raise MachineError(
-                f"{self.model} needs {size(self.missing)} more in the hub's cache {hub_cache()}, and its "
-                f"disk has {size(free)} free; free some space, or set HF_HUB_CACHE to a folder on "
-                "another disk"
+                f"{self.model} needs {size(self.missing)} more in the hub's cache {hub_cache()}, "
+                f"and its disk has {size(free)} free; free some space, or set HF_HUB_CACHE to a "
+                "folder on another disk"
             )
         self._open = set(missing)
         return missing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from tpimpi.checkpoint.hub_cache import HubId, hub_cache
 from tpimpi.errors import MachineError, UserError, describe
@@ -39,26 +38,28 @@ def in_words(error: BaseException, model: HubId) -> UserError | MachineError:
     from huggingface_hub import constants, errors, get_token
 
     hub = constants.ENDPOINT
+    key = "with your token" if get_token() else "without a token"
     if isinstance(error, UserError | MachineError):
         return error
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
+        error = error.__cause__  # why the hub wasn't asked
     if isinstance(error, errors.GatedRepoError):
         return UserError(
-            f"{model} is gated on {hub}, and {'with your' if get_token() else 'without a'} token it "
-            f"can't be read; ask for access at {hub}/{model.repo}, and set HF_TOKEN to a token of "
-            "the account that has it"
+            f"{model} is gated on {hub}, and {key} it can't be read; ask for access at "
+            f"{hub}/{model.repo}, and set HF_TOKEN to a token of the account that has it"
         )
     if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403):
         return UserError(
             f"{model} is neither a directory here nor a model on {hub} that can be read "
-            f"{'with your' if get_token() else 'without a'} token; correct its name or, if it is "
-            "private or gated, ask for access there and set HF_TOKEN"
+            f"{key}; correct its name or, if it is private or gated, ask for access there and set "
+            "HF_TOKEN"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return UserError(
             f"{model.repo} on {hub} has no revision {model.revision}; name a branch, a tag or a "
             "commit of it after the @, or leave it out"
         )
-    if isinstance(error, errors.EntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError) or _status(error) == 404:
         return MachineError(f"{hub} has lost a file of {model} that it lists: {_short(error)}")
     if _status(error):
         return MachineError(f"{hub} answered {_short(error)}; try again later, and {GOES_ON}")
@@ -72,7 +73,7 @@ def in_words(error: BaseException, model: HubId) -> UserError | MachineError:
             f"the disk of {hub_cache()} became full while {model} was downloaded; free some space, "
             f"and {GOES_ON}"
         )
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+    if isinstance(error, OSError) and error.filename:
         return MachineError(
             f"the hub's cache can't be written ({describe(error)}); set HF_HUB_CACHE to a folder "
             "that can"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 
-from tpimpi.checkpoint.hub import cached_directory
 from tpimpi.checkpoint.fingerprint import TensorHashes
+from tpimpi.checkpoint.hub import cached_directory
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.comm.group import Group
 from tpimpi.console import say

@@ -30,7 +30,8 @@ def check_folder(folder: Path) -> None:
 class Source:
     """A model: config and partition everywhere, directory and checkpoint on rank 0 (collective).
 
-    `model` is a path, or names a model on the Hugging Face hub, see `local_directory`. Where the ranks are to be measured first, shares are equal until then. Raises UserError.
+    `model` is a path, or names a model on the Hugging Face hub, see `local_directory`. Where the
+    ranks are to be measured first, shares are equal until then. Raises UserError.
     """
 
     sparse = False  # its weights are there, see SyntheticSource
