@@ -26,7 +26,8 @@ class Hub:
         self.asked = []  # (method, path, Range or None)
         self.tokens = set()  # that were sent
         self.gated = None  # the token that may read
-        self.cut = {}  # name: how many bytes until the connection is lost, each time
+        self.cut = {}  # name: how many bytes until the connection is lost
+        self.cuts = float("inf")  # how often it is
         self.status = {}  # name: a failure
         self.content = {}  # name: what comes in its place
         self.sizes = {}  # name: the bytes that it is said to have
@@ -144,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return None
         part = data[first:]
-        if name in self.hub.cut and len(part) > self.hub.cut[name]:
+        if name in self.hub.cut and len(part) > self.hub.cut[name] and self.hub.cuts:
+            self.hub.cuts -= 1
             self.wfile.write(part[: self.hub.cut[name]])
             self.close_connection = True
             return None

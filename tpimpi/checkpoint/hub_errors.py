@@ -61,8 +61,11 @@ def in_words(error: BaseException, model: HubId) -> UserError | MachineError:
         )
     if isinstance(error, errors.EntryNotFoundError) or _status(error) == 404:
         return MachineError(f"{hub} has lost a file of {model} that it lists: {_short(error)}")
-    if _status(error):
-        return MachineError(f"{hub} answered {_short(error)}; try again later, and {GOES_ON}")
+    if status := _status(error):
+        return MachineError(
+            f"{hub} answered with status {status} while {model} was downloaded ({_short(error)}); "
+            f"try again later: {GOES_ON}"
+        )
     if lost_connection(error):
         return MachineError(
             f"{model} is no directory here, and {hub} can't be reached to fetch it "
@@ -88,6 +91,6 @@ def _status(error: BaseException) -> int | None:
 
 def _short(error: BaseException) -> str:
     """Return the first line of an error's text."""
-    text = (str(error) if not isinstance(error, OSError) else describe(error)).strip()
+    text = (describe(error) if getattr(error, "strerror", None) else str(error)).strip()
     line = text.splitlines()[0] if text else type(error).__name__
     return line if len(line) <= _MOST else f"{line[:_MOST]}..."

@@ -24,6 +24,10 @@ _RATE = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,9})?)\s*(?P<unit>[kmg])bit(
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _BITS = {"k": 1e3, "m": 1e6, "g": 1e9}  # a second
 
+_MODEL = (
+    "Hugging Face directory: config.json, *.safetensors, tokenizer; or a model on its hub, "
+    "ORG/NAME or ORG/NAME@REVISION, which is downloaded once"
+)
 _TOO_MANY_RANKS = ": no model has so many heads to share, so that the others would only wait"
 
 
@@ -107,15 +111,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add --model."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", "-m", "--model-path", required=True, metavar="DIR",
-        help="Hugging Face directory: config.json, *.safetensors, tokenizer",
+        "--model", "-m", "--model-path", required=True, metavar="MODEL",
+        help=_MODEL,
     )  # fmt: skip
 
 
 def add_model_or_shape(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add --model and what stands in for it: --shape, --layers, --dtype."""
     source = parser.add_mutually_exclusive_group(required=required)
-    source.add_argument("--model", "-m", "--model-path", metavar="DIR", help="Hugging Face model")
+    source.add_argument("--model", "-m", "--model-path", metavar="MODEL", help=_MODEL)
     source.add_argument(
         "--shape", metavar="NAME", help="a named shape such as llama2-70b; no checkpoint is needed"
     )

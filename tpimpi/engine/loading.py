@@ -29,6 +29,8 @@ def load(
 ):  # fmt: skip
     """Return a running model on all ranks of `comm`, an LLM (collective).
 
+    `model` is a directory or, as a str, may name a model on the Hugging Face hub (`org/name`,
+    `org/name@revision`), which is downloaded on rank 0 where it is not in the hub's cache yet.
     `comm` is a communicator of mpi4py, of which a duplicate is used; None: COMM_WORLD, which is
     then initialized if it was not. `memory_budget` is what each rank's process may take, as
     --memory-budget says it; in its place `memory_window` blocks or `keep_all` weights are in
