@@ -228,7 +228,10 @@ def test_a_network_that_is_away_is_told(home, monkeypatch):
 
 
 def test_a_hub_that_fails_is_told(hub):
-    hub.status[""] = 500
+    hub.commit = "../../etc"
+    with pytest.raises(MachineError, match="gives some-lab.* the commit '../../etc', no hash"):
+        local_directory(NAME)
+    hub.commit, hub.status[""] = COMMIT, 500
     with pytest.raises(MachineError, match="answered with status 500 .*; try again later: the s"):
         local_directory(NAME)
     for model, name in ((NAME, WEIGHTS), (SHARDED, "config.json")):
@@ -254,6 +257,14 @@ def test_a_lost_connection_is_taken_up_again(hub):
     assert (directory / WEIGHTS).read_bytes() == GOOD
     starts = [int(part[6:-1]) for part in hub.received(WEIGHTS)[1:]]
     assert len(starts) >= 2 and starts[0] > 0 and starts == sorted(set(starts))
+
+
+def test_a_file_on_another_host_is_fetched_without_the_token(hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.split, hub.cut[WEIGHTS], hub.cuts = True, 1_500_000, 1
+    assert (local_directory(NAME) / WEIGHTS).read_bytes() == GOOD
+    assert hub.tokens == {"hf_secret"} and hub.elsewhere and not hub.leaked
+    assert any(part for part in hub.received(WEIGHTS))  # it went on there, too
 
 
 def test_another_start_goes_on(hub):

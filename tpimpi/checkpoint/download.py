@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from tpimpi.checkpoint.files import INDEX, named_in
-from tpimpi.checkpoint.hub_cache import HubId, hub_cache
+from tpimpi.checkpoint.hub_cache import COMMIT, HubId, hub_cache
 from tpimpi.checkpoint.hub_errors import AGAIN, in_words, is_size, lost_connection, of_wrong_size
 from tpimpi.errors import MachineError, UserError
 from tpimpi.paths import free_disk
@@ -33,6 +33,7 @@ SMALL = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json",
 )  # fmt: skip
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _OTHER = (".bin", ".pth", ".pt", ".gguf", ".ggml", ".safetensors", ".msgpack", ".h5")
@@ -46,6 +47,13 @@ class RemoteFile:
     name: str
     nbytes: int
     sha256: str | None
+
+    @classmethod
+    def of(cls, sibling) -> RemoteFile:
+        """Take it from the hub's answer."""
+        sha256 = sibling.lfs.sha256 if sibling.lfs else ""
+        known = sha256 if _SHA256.fullmatch(sha256) else None  # it becomes a file's name
+        return cls(sibling.rfilename, sibling.size or 0, known)
 
 
 def small_files(names: list[str]) -> list[str]:
@@ -90,13 +98,11 @@ class Download:
         self._api = HfApi()
         info = self._api.model_info(model.repo, revision=model.revision, files_metadata=True)
         self.commit = info.sha
+        if not COMMIT.fullmatch(str(self.commit)):  # it becomes a folder's name
+            raise MachineError(f"{self.endpoint} gives {model} the commit {self.commit!r}, no hash")
         self.directory = model.folder / "snapshots" / self.commit
-        self._files = {
-            one.rfilename: RemoteFile(
-                one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else None
-            )
-            for one in info.siblings
-        }
+        found = (RemoteFile.of(one) for one in info.siblings)
+        self._files = {file.name: file for file in found}
         self._lock = threading.Lock()
         self._open: set[RemoteFile] = set()
         self._done = 0  # bytes of files that were missing and are there

@@ -18,7 +18,7 @@ from tpimpi.model.directory import exists
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"\w[\w.-]*(/[\w.-]*\w)*", re.ASCII)  # a branch, a tag, refs/pr/1, a commit
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _TRUE = ("1", "ON", "YES", "TRUE")  # what the hub's library takes for it
 _FILES = (".gguf", ".ggml", ".safetensors", ".json")  # whose paths are no models' names
 
@@ -57,12 +57,12 @@ class HubId:
     def snapshot(self) -> Path | None:
         """Return the directory of its revision in the cache; None where there is none."""
         commit = self.revision
-        if not _COMMIT.fullmatch(commit):
+        if not COMMIT.fullmatch(commit):
             try:
                 commit = self.reference.read_text().strip()
             except (OSError, UnicodeDecodeError):
                 return None
-            if not _COMMIT.fullmatch(commit):
+            if not COMMIT.fullmatch(commit):
                 return None
         directory = self.folder / "snapshots" / commit
         return directory if directory.is_dir() else None

@@ -114,15 +114,15 @@ class Group:
         if self.patient:
             self.rest_until(self.comm.Ibarrier().Test)
 
-    def rest_until(self, ready: Callable[[], bool]) -> None:
-        """Sleep until `ready`, in naps."""
+    def rest_until(self, ready: Callable[[], bool], longest: float = NAPS[1]) -> None:
+        """Sleep until `ready`, in naps of at most `longest` seconds."""
         for _ in range(TRIES):
             if ready():
                 return
         nap = NAPS[0]
         while not ready():
             time.sleep(nap)
-            nap = min(1.5 * nap, NAPS[1])
+            nap = min(1.5 * nap, longest)
 
     def await_word(self, buffer: np.ndarray) -> None:
         """Wait for what rank 0 tells next by `bcast`, however long (ranks other than 0).

@@ -95,6 +95,11 @@ class LLM:
         return self._model.config
 
     @property
+    def directory(self) -> Path | None:
+        """Where the model's files are, whether a path or a name was given, on rank 0."""
+        return self._model.directory
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer, on rank 0."""
         return self._model.tokenizer

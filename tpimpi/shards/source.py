@@ -19,6 +19,8 @@ from tpimpi.shards.layout import Identity, shards_folder
 from tpimpi.shards.request import DEFAULT, ShardRequest
 from tpimpi.shards.shard import Shard
 
+LONG_NAP = 0.02  # seconds
+
 
 def check_folder(folder: Path) -> None:
     """Refuse a file where a folder of shards should be."""
@@ -47,7 +49,7 @@ class Source:
                 if group.rank == 0:
                     self.directory = local_directory(model)
             finally:  # a download may take hours, in which the others sleep
-                group.rest_until(group.comm.Ibarrier().Test)
+                group.rest_until(group.comm.Ibarrier().Test, LONG_NAP)
         with group.together():
             if group.rank == 0:
                 config = ModelConfig.from_directory(self.directory)
