@@ -1,7 +1,7 @@
 """Write a checkpoint's very weights as a GGUF file, for llama.cpp.
 
 The format is at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the names of tensors and
-fields are the `gguf` package's own. No vocabulary is written: programs are compared on token ids.
+fields are the `gguf` package's own. Servers need a vocabulary; else programs are compared on ids.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from sentencepiece import SentencePieceProcessor
 
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import UserError
@@ -47,15 +48,34 @@ def _add_fields(writer, config: ModelConfig) -> None:
     writer.add_rope_freq_base(config.rope.theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+
+
+def _add_vocabulary(writer, config: ModelConfig, model: Path) -> None:
+    """Write the pieces of a tokenizer.model, with unused ones up to the vocabulary's size."""
+    pieces = SentencePieceProcessor(model_file=str(model))
+    ids = range(pieces.get_piece_size())
+    kinds = (  # as llama.cpp numbers them, where none is normal
+        (6, pieces.is_byte), (5, pieces.is_unused), (3, pieces.is_control), (2, pieces.is_unknown)
+    )  # fmt: skip
+    found = [next((kind for kind, is_one in kinds if is_one(i)), 1) for i in ids]
+    missing = config.vocab_size - len(ids)
+    unused = [f"<unused{number}>" for number in range(missing)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*(pieces.id_to_piece(i) for i in ids), *unused])
+    writer.add_token_scores([*(pieces.get_score(i) for i in ids), *[0.0] * missing])
+    writer.add_token_types([*found, *[5] * missing])
+    writer.add_bos_token_id(pieces.bos_id())
+    writer.add_eos_token_id(pieces.eos_id())
 
 
 def write_gguf(
-    checkpoint: Checkpoint, config: ModelConfig, path: Path, encoding: str | None
-) -> None:
+    checkpoint: Checkpoint, config: ModelConfig, path: Path, encoding: str | None,
+    vocabulary: Path | None = None,
+) -> None:  # fmt: skip
     """Write all tensors in `encoding` ("f32"), or in the checkpoint's own if it is None.
 
-    Norms are float32 always, as llama.cpp wants them. Memory: one tensor at a time.
+    Norms are float32 always, as llama.cpp wants them. Without `vocabulary`, a tokenizer.model, the
+    file is for token ids only. Memory: one tensor at a time.
     """
     import gguf
 
@@ -66,6 +86,10 @@ def write_gguf(
         )
     writer = gguf.GGUFWriter(None, "llama")
     _add_fields(writer, config)
+    if vocabulary is None:
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        _add_vocabulary(writer, config, vocabulary)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
     stored = {}
     for name, tensor in checkpoint.tensors.items():
