@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```\n", "```\n"
 # From the ground up, as imports run; what stands beside the wings comes first.
-WINGS = ("comm", "model", "checkpoint", "shards", "tape", "memory", "engine", "bench", "commands")
+WINGS = (
+    "comm", "model", "checkpoint", "structure", "shards", "tape", "memory", "engine", "bench",
+    "commands",
+)  # fmt: skip
 BESIDE = (
     "errors", "units", "paths", "console", "progress", "numba_settings", "slurm", "launch", "cli",
 )  # fmt: skip

@@ -33,6 +33,10 @@ class Decoding:
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors)
         self._before: int | None = None
 
+    def piece(self, token: int, before: int | None) -> Piece:
+        """Return the text or the bytes of an id that follows `before`, None where it has none."""
+        return self._piece(token, before)
+
     def push(self, token: int) -> str:
         """Add one id; return the text that no later id can change."""
         piece = self._piece(token, self._before)
