@@ -13,7 +13,8 @@ from tpimpi.structure.forms import ToolForm
 from tpimpi.structure.tools import Choice, Tool
 
 _HEAD = r"""%llguidance {"no_forcing": true}
-WS: /[ \t]{1,4}|[ \t]?\n{1,2}[ \t]{0,8}/
+LEAD: /[ \n]{1,2}/
+WS: / |\n{1,2} {0,8}/
 TEXT: /(.|\n)*/
 """
 # A text that doesn't begin as a bare call does; where it does begin so, the call has begun.
@@ -22,7 +23,7 @@ _BARE = r'[ \t\n]{0,8}\{[ \t\n]{0,8}("type"[ \t]?:[ \t]?"function"[ \t]?,[ \t\n]
 
 def answer_grammar(rule: str) -> str:
     """Return the grammar of a JSON text, as `json_rule` gives it, with blanks before it."""
-    return f"{_HEAD}start: WS? answer\nanswer: {rule}\n"
+    return f"{_HEAD}start: LEAD? answer\nanswer: {rule}\n"
 
 
 def calls_grammar(

@@ -21,8 +21,9 @@ _MOST_UNITS = 1000  # of a multiple, in its smallest unit: 0.5 has 5
 _MOST_MULTIPLES = 20
 _MOST_PATTERNS = 50  # of names of properties, each of which is compared with the others
 
-# Blanks where JSON may have them, at most so many at once: a small model would go on for ever.
-_BLANKS = r"\n?[ \t]{0,32}"
+# Blanks where JSON may have them: a space, or a new line with its indentation. A small model that
+# may write any number of them goes on for ever.
+_BLANKS = r" ?|\n( {0,24}|\t{0,8})"
 _OPTIONS = "x-guidance"
 
 
