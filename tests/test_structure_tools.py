@@ -127,6 +127,27 @@ def test_text_until_a_call_begins_then_only_a_call(request, kind, form):
     assert json.loads(calls[0]["function"]["arguments"]) == {"city": "Rome", "unit": "c"}
 
 
+def test_a_mark_that_is_one_token_with_a_text(tmp_path):
+    """Qwen's marks are added tokens that are not special."""
+    marks = {str(1024 + i): {"content": mark, "special": False}
+             for i, mark in enumerate(["<tool_call>", "</tool_call>"])}  # fmt: skip
+    config = changed(tmp_path, {"tokenizer_class": "LlamaTokenizer", "added_tokens_decoder": marks})
+    tokenizer = load_tokenizer(tmp_path, config)
+    form = tool_form("<tool_call>", tokenizer.special_ids)
+    structure = structure_of(tokenizer, config, tools=TOOLS, form=form)
+    assert form.hidden == () and taken((tokenizer, config), structure, "Well, ")
+    structure.accept(1024)
+    assert not structure.allowed()[[1024, 1025, *config.eos_token_ids]].any()
+    body = TEXTS["hermes"].removeprefix("<tool_call>").removesuffix("</tool_call>")
+    assert not taken((tokenizer, config), structure, body)
+    assert structure.allowed()[1025]
+    structure.accept(1025)
+    ids = [1024, *tokenizer.encode(body, add_bos=False), 1025]
+    assert [c["function"]["name"] for c in parse_tool_calls(tokenizer.decode(ids), TOOLS)[1]] == [
+        "get_weather"
+    ]
+
+
 def test_a_bare_call_behind_its_mark(marked):
     tokenizer, config = marked
     form = LLAMA.with_ids(tokenizer.special_ids)

@@ -87,7 +87,7 @@ class Structure:
 def reason(error: str) -> str:
     """Return what llguidance says of an error in one line, without where it stands in a grammar."""
     lines = error.strip().splitlines() or ["no reason told"]
-    line = lines[0].rpartition("failed to compile JSON schema: ")[2]
+    line = lines[0].rpartition("failed to compile JSON schema: ")[2].partition(". Enable ")[0]
     # Of a regular expression the sentence stands below a drawing of where it is wrong.
     below = [one.removeprefix("error:") for one in lines[1:] if one.startswith("error:")]
     line += "".join(below) if line.endswith(":") else ""
