@@ -1,4 +1,4 @@
-"""A server that imitates `tpimpi serve` for the tests of its chat page: what it answers is set by the test."""
+"""A server that imitates `tpimpi serve` for the tests of its page; a test sets what it answers."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "tpimpi" / "serve" / "page.html"
 
 
 def policy(page: str) -> str:
-    """Return the Content-Security-Policy under which the page runs: its one script and style, by hash."""
+    """Return the policy under which the page runs: its one script and style, by hash."""
 
     def digest(tag: str) -> str:
         inside = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1]
@@ -35,8 +35,11 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.pieces = ["Hello", " there."]  # of the answer; a number among them is a pause in seconds
-        self.refusal = None  # (status, sentence) in place of an answer
+        self.pieces = [
+            "Hello",
+            " there.",
+        ]  # of the answer; a number among them is a pause in seconds
+        self.refusal = None  # (status, sentence, code) in place of an answer
         self.dies_after = None  # pieces after which the connection ends without a word
         self.fails_after = None  # pieces after which an error comes in the stream
         self.finish = "stop"
@@ -56,7 +59,7 @@ class PageServer(ThreadingHTTPServer):
         self.server_close()
 
     def ranks(self) -> dict:
-        """Return figures of two unequal ranks since the start, in each second of which they worked 0.9."""
+        """Return figures of two unequal ranks, which are idle for a tenth of the time."""
         s = time.monotonic() - self.began
         figures = [
             ("laptop", 0.55, 0.15, 0.20, 0.04, 1_288_490_188, None),
@@ -68,7 +71,8 @@ class PageServer(ThreadingHTTPServer):
             "pages_cached": 120, "generated_tokens": int(s * 12),
             "ranks": [
                 {
-                    "rank": rank, "host": host, **{n: p * s for n, p in zip(names, parts, strict=True)},
+                    "rank": rank, "host": host,
+                    **{name: part * s for name, part in zip(names, parts, strict=True)},
                     "idle_seconds": 0.1 * s, "peak_memory_bytes": peak,
                     "planned_memory_bytes": 1_503_238_553, "budget_bytes": budget,
                 }
@@ -122,8 +126,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         server.requests.append(body)
         if server.refusal:
-            status, sentence = server.refusal
-            self.reply(status, {"error": {"message": sentence}})
+            status, sentence, code = server.refusal
+            self.reply(status, {"error": {"message": sentence, "code": code}})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
