@@ -18,9 +18,10 @@ def test_again_edit_and_delete(show, server):
     assert server.requests[1]["messages"] == server.requests[0]["messages"]
     page.locator("article.user").get_by_role("button", name="Edit").click()
     page.get_by_label("Your message").fill("Changed")
+    server.pieces = ["New."]
     page.locator("form.edit").get_by_role("button", name="Send").click()
     expect(page.locator("article.user")).to_contain_text("Changed")
-    expect(page.locator(ARTICLE)).to_have_count(1)
+    expect(page.locator(ARTICLE)).to_contain_text("New.")
     assert server.requests[2]["messages"] == [{"role": "user", "content": "Changed"}]
     page.locator(ARTICLE).get_by_role("button", name="Edit").click()
     page.get_by_label("The answer", exact=True).fill("Mine")
@@ -154,3 +155,21 @@ def test_a_full_store_is_told(show, server):
     say(page, "Alpha")
     expect(page.locator("#notice")).to_contain_text("no room to keep more")
     expect(page.locator(ARTICLE)).to_contain_text("yyy")  # the conversation goes on without it
+
+
+@pytest.mark.parametrize("which", ["this tab", "the other tab"])
+def test_what_is_forgotten_while_it_is_written_stays_forgotten(show, server, which):
+    page = show()
+    server.pieces = ["secret ", 0.1] * 200
+    say(page, "Alpha", wait=False)
+    expect(page.locator(ARTICLE)).to_contain_text("secret secret")
+    by = page
+    if which == "the other tab":
+        by = page.context.new_page()
+        by.goto(server.url)
+    by.get_by_role("button", name="Forget everything").click()
+    by.locator("#ask").get_by_role("button", name="Forget everything").click()
+    expect(page.locator("article")).to_have_count(0)
+    assert server.left.wait(5)
+    page.wait_for_timeout(1500)
+    assert "secret" not in str(kept(page)) and "Alpha" not in str(kept(page))
