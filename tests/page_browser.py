@@ -15,6 +15,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+APT = ["apt-get", "install", "-y", "-q", "--no-install-recommends"]
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 ARTICLE = "article.assistant"
 
@@ -23,7 +24,7 @@ def chromium() -> str:
     """Return the browser; in CI, as root, it is installed first."""
     if shutil.which("chromium") is None and "CI" in os.environ and os.geteuid() == 0:
         subprocess.run(["apt-get", "update", "-q"], check=True)
-        subprocess.run(["apt-get", "install", "-y", "-q", "chromium"], check=True)
+        subprocess.run([*APT, "chromium", "fonts-liberation"], check=True)
     path = shutil.which("chromium")
     if path is None:
         assert "CI" not in os.environ, "no Chromium, and only root can install it"
