@@ -86,7 +86,11 @@ def test_phone(show, server):
         over = page.evaluate(f"{wide}.map(n => n.scrollWidth - n.clientWidth)")
         box = page.get_by_label("Message", exact=True).bounding_box()
         height = page.evaluate("visualViewport.height")
-        return over == [0, 0] and box["y"] + box["height"] <= height
+        far = page.evaluate(
+            "Math.max(...[...document.querySelectorAll('main button, #input')]"
+            ".map(n => n.getBoundingClientRect().right))"
+        )
+        return over == [0, 0] and box["y"] + box["height"] <= height and far <= 360
 
     assert sound()
     page.set_viewport_size({"width": 360, "height": 400})  # the keyboard has risen
