@@ -193,3 +193,13 @@ def test_structure_for_assistive_technology(show, server):
     assert page.evaluate("document.documentElement.lang") == "en"
     moving = "document.getAnimations().filter(a => a.playState === 'running').length"
     assert page.evaluate(moving) == 0
+
+
+def test_ranks_that_sleep_are_idle(show, server):
+    asleep = server.ranks()
+    server.ranks = lambda: asleep
+    page = show()
+    page.get_by_role("button", name="Live view").click()
+    ranks = page.get_by_role("complementary", name="Ranks")
+    expect(ranks.locator("section").first).to_contain_text("idle 100 %")
+    expect(ranks).to_contain_text("0.00 tokens/s")
