@@ -45,6 +45,8 @@ class Tokenizer:
     def __init__(self, coder: Coder, config: ModelConfig):
         self._coder, self._vocabulary = coder, config.vocab_size
         self.vocab_size, self.special_ids = coder.vocab_size, coder.special_ids
+        self._special_texts = {token: text for text, token in coder.special_ids.items()}
+        self._whole = coder.decoding()
         self.encode("")  # the special ones around every text
 
     def encode(self, text: str, add_bos: bool = True, most: int | None = None) -> list[int]:
@@ -80,6 +82,11 @@ class Tokenizer:
         """Return the text of ids, without special tokens; ids beyond the vocabulary are no text."""
         decoding = self.decoding()
         return "".join([decoding.push(int(i)) for i in ids] + [decoding.finish()])
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return what one id is inside a text; a special token as it is written in a prompt."""
+        special = self._special_texts.get(token)
+        return special.encode() if special is not None else self._whole.alone(token)
 
     def decoding(self) -> Decoding:
         """Return what turns ids into text as they come; `decode` goes the same way."""

@@ -1,0 +1,111 @@
+"""A request while its texts are made: the answer as a whole, or event by event."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from tpimpi.engine.generation import Completion
+from tpimpi.serve.answers import head
+from tpimpi.serve.body import most_bytes, read_body
+from tpimpi.serve.choices import Choices
+from tpimpi.serve.context import context_of
+from tpimpi.serve.errors import ApiError
+from tpimpi.serve.logprobs import Teller
+from tpimpi.serve.schema import Choosing
+from tpimpi.serve.stream import EventStream, event, while_connected
+
+B = TypeVar("B", bound=Choosing)
+
+
+class Asked(ABC):
+    """What both kinds of requests have in common; they differ in how they say it."""
+
+    kinds: ClassVar[tuple[str, str]]  # the object's name of an answer, of an event
+    prefix: ClassVar[str]  # of ids
+
+    def __init__(self, body: Choosing, choices: Choices, name: str):
+        self.body, self.choices, self.name = body, choices, name
+        hidden = choices.served.hidden(choices.settings)
+        self.tellers = [Teller(choices.served.tokenizer, hidden) for _ in range(choices.count)]
+
+    @abstractmethod
+    def whole(self, index: int, done: Completion) -> dict[str, Any]:
+        """Return a text that is complete."""
+
+    def begin(self, index: int) -> dict[str, Any] | None:
+        """Return what comes before a text's first piece."""
+        return None
+
+    @abstractmethod
+    def part(self, index: int, text: str, tokens: Sequence) -> dict[str, Any] | None:
+        """Return what is told of a piece; None: nothing."""
+
+    @abstractmethod
+    def end(self, index: int, done: Completion) -> dict[str, Any]:
+        """Return what comes after a text's last piece."""
+
+    async def answer(self) -> dict[str, Any]:
+        """Return the whole answer. Raises ApiError."""
+        texts = await self.choices.all()
+        return {
+            **head(self.kinds[0], self.prefix, self.name),
+            "choices": [self.whole(index, done) for index, done in enumerate(texts)],
+            "usage": self.choices.usage(),
+        }
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield the answer as it is made. Raises ApiError."""
+        options = self.body.stream_options
+        with_usage = bool(options and options.include_usage)
+        chunk = head(self.kinds[1], self.prefix, self.name)
+        if with_usage:
+            chunk["usage"] = None
+        for index in range(self.choices.count):
+            if (choice := self.begin(index)) is not None:
+                yield event({**chunk, "choices": [choice]})
+        async for index, told in self.choices.events():
+            if isinstance(told, Completion):
+                choice = self.end(index, told)
+            else:
+                choice = self.part(index, told.text, told.tokens)
+            if choice is not None:
+                yield event({**chunk, "choices": [choice]})
+        if with_usage:
+            yield event({**chunk, "choices": [], "usage": self.choices.usage()})
+
+
+async def read(request: Request, kind: type[B]) -> B:
+    """Return a request's body, once there is a model. Raises ApiError."""
+    context = context_of(request)
+    most = most_bytes(context.model().context)
+    body = await read_body(request, kind, most, context.settings.body_seconds)
+    check_stream(body)
+    return body
+
+
+def check_stream(body: Choosing) -> None:
+    """Refuse stream_options without a stream. Raises ApiError."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", "invalid_value", "stream_options")
+
+
+async def respond(request: Request, asked: Asked):
+    """Return the response in which the answer is made."""
+    notes, choices = request.state.notes, asked.choices
+    notes["model"], notes["stream"] = asked.name, bool(asked.body.stream)
+
+    def close() -> None:
+        choices.close()
+        notes.update(choices.account())
+
+    if asked.body.stream:
+        return EventStream(asked.events(), close, context_of(request).settings.ping_seconds, notes)
+    try:
+        return JSONResponse(await while_connected(request.receive, asked.answer()))
+    finally:
+        close()

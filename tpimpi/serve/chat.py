@@ -1,0 +1,101 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from tpimpi.engine.generation import Completion
+from tpimpi.serve.asked import Asked, read, respond
+from tpimpi.serve.choices import Choices
+from tpimpi.serve.context import Context, beside, context_of
+from tpimpi.serve.errors import ApiError
+from tpimpi.serve.messages import conversation_text
+from tpimpi.serve.schema import ChatRequest
+from tpimpi.serve.served import Served
+from tpimpi.serve.stream import while_connected
+from tpimpi.serve.structures import structure, uses_tools
+
+
+async def chat(request: Request):
+    """Answer a conversation."""
+    body = await read(request, ChatRequest)
+    _check(body)
+    asked = await while_connected(request.receive, _ask(context_of(request), body))
+    return await respond(request, asked)
+
+
+def _check(body: ChatRequest) -> None:
+    """Refuse what makes no sense together. Raises ApiError."""
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
+    both = (body.max_tokens, body.max_completion_tokens)
+    if None not in both and both[0] != both[1]:
+        raise ApiError(
+            400, f"max_tokens is {both[0]} and max_completion_tokens {both[1]}; give one of them",
+            "invalid_value", "max_tokens",
+        )  # fmt: skip
+
+
+async def _ask(context: Context, body: ChatRequest) -> ChatAsked:
+    """Ask the engine for what a body asks for. Raises ApiError and UserError."""
+    served = context.model()
+    name = served.named(body.model)
+    alternatives = (body.top_logprobs or 0) if body.logprobs else None
+    most = body.max_completion_tokens or body.max_tokens
+    settings = served.settings(body, most, alternatives)
+    constraint = structure(served, body)
+    ids = await beside(served, _prompt_ids, served, body)
+    choices = Choices(
+        served, context.post(), context.metrics, [ids], body.n or 1, settings, constraint
+    )
+    choices.submit()
+    return ChatAsked(body, choices, name)
+
+
+def _prompt_ids(served: Served, body: ChatRequest) -> list[int]:
+    tools = body.tools if uses_tools(body) else None
+    text = conversation_text(
+        served.template, body.messages, tools, body.documents, body.chat_template_kwargs
+    )
+    return served.text_ids(text, "messages", add_bos=False)  # the template writes BOS itself
+
+
+class ChatAsked(Asked):
+    """A conversation whose answer is being made."""
+
+    kinds = ("chat.completion", "chat.completion.chunk")
+    prefix = "chatcmpl"
+    body: ChatRequest
+
+    def whole(self, index: int, done: Completion) -> dict[str, Any]:
+        """Return a text that is complete."""
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": done.text, "refusal": None},
+            "logprobs": self._logprobs(index, done.tokens),
+            "finish_reason": done.finish_reason,
+        }
+
+    def begin(self, index: int) -> dict[str, Any]:
+        """Return what comes before a text's first piece."""
+        return self._delta(index, {"role": "assistant", "content": ""})
+
+    def part(self, index: int, text: str, tokens: Sequence) -> dict[str, Any] | None:
+        """Return what is told of a piece; None: nothing."""
+        if not text and not self.body.logprobs:
+            return None
+        return self._delta(index, {"content": text}, self._logprobs(index, tokens))
+
+    def end(self, index: int, done: Completion) -> dict[str, Any]:
+        """Return what comes after a text's last piece."""
+        return self._delta(index, {}, None, done.finish_reason)
+
+    def _logprobs(self, index: int, tokens: Sequence):
+        return self.tellers[index].chat(tokens) if self.body.logprobs else None
+
+    @staticmethod
+    def _delta(index: int, delta, logprobs=None, reason: str | None = None) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}

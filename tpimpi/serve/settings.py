@@ -1,0 +1,32 @@
+"""Where the server listens, who may use it, and what it takes at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PORT = 8000
+QUEUE, MAX_BATCH = 64, 8  # requests that wait, texts that are made at once
+
+
+@dataclass(frozen=True)
+class FaceSettings:
+    """How the server is reached. Seconds.
+
+    `keys` are the API keys of which a request must have one (none: no key is asked for), `origins`
+    the web pages' origins that may use the server besides its own page, `names` what the model is
+    called, the first in answers.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    keys: tuple[str, ...] = ()
+    insecure: bool = False  # other machines may use it without a key
+    certificate: str | None = None  # PEM files
+    private_key: str | None = None
+    names: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    queue: int = QUEUE
+    access_log: str | None = "-"  # a file; -: standard output; None: no log
+    ping_seconds: float = 5.0  # of silence, after which a stream says that it lives
+    body_seconds: float = 60.0  # in which a request's body must have come
+    closing_seconds: float = 5.0  # that clients have to read the last of their answers
