@@ -61,6 +61,7 @@ class Progress:
         """Count `amount` more as done, and tell it when it is time."""
         self._done += amount
         status.current.figures = self._figures()
+        status.current.percent = min(100 * self._done // max(self._total, 1), 100)
         if self._bar is not None:
             self._bar.update(amount)
         elif self._speaks and not self._on_terminal:

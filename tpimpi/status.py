@@ -13,6 +13,7 @@ import struct
 
 STARTING, MEETING, RUNNING, LEAVING = range(4)  # before MPI_Init, in it, with heartbeats, after
 TIMEOUT = 60.0  # seconds
+UNKNOWN = 255  # per cent
 AGAIN = "the same command starts again"
 
 _TEXT = 200  # bytes of a text, with its length
@@ -72,6 +73,7 @@ class Status:
     alone = _Number(11, "?")  # it ends, and the others don't know
     unfinished = _Number(12, "?")  # the next start goes on with what this one has made
     takes_interrupts = _Number(13, "?")  # Ctrl-C is its own affair, and does not end it
+    percent = _Number(14, "B")  # of what is being done; more than 100: nobody knows
     grace = _Number(16, "d")  # seconds that it takes to end by itself after a first signal
     figures = _Text(_NUMBERS)
     then = _Text(_NUMBERS + _TEXT)
@@ -85,7 +87,7 @@ class Status:
         self.timeout = TIMEOUT
         for peer in self.peers:
             peer.doing = "starting"
-        self.own.host, self.then = os.uname().nodename, AGAIN
+        self.own.host, self.then, self.percent = os.uname().nodename, AGAIN, UNKNOWN
 
     @property
     def has_other_hosts(self) -> bool:
@@ -97,7 +99,7 @@ class Status:
 
         `unfinished`: that is worth a word even to somebody who ends it himself.
         """
-        self.own.doing, self.figures = doing, ""
+        self.own.doing, self.figures, self.percent = doing, "", UNKNOWN
         if then is not None:
             self.then, self.unfinished = then, unfinished
 

@@ -47,11 +47,6 @@ class Decoding:
             return self._stripped(self._bytes.decode(piece))
         return self._stripped(self._bytes.decode(b"", final=True) + piece)
 
-    def alone(self, token: int) -> bytes:
-        """Return what an id adds inside a text, whatever came before; half a character, too."""
-        piece = self._piece(token, None)
-        return piece if isinstance(piece, bytes) else (piece or "").encode()
-
     def finish(self) -> str:
         """Return the text of a character that was never completed."""
         return self._stripped(self._bytes.decode(b"", final=True))

@@ -86,7 +86,8 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """Return what one id is inside a text; a special token as it is written in a prompt."""
         special = self._special_texts.get(token)
-        return special.encode() if special is not None else self._whole.alone(token)
+        piece = self._whole.piece(token, None) if special is None else special
+        return piece if isinstance(piece, bytes) else (piece or "").encode()
 
     def decoding(self) -> Decoding:
         """Return what turns ids into text as they come; `decode` goes the same way."""

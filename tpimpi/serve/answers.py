@@ -5,7 +5,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from tpimpi.serve.logprobs import ChatLogprobs, CompletionLogprobs
 
@@ -127,6 +129,7 @@ class Health(TypedDict, total=False):
     status: Literal["loading", "ok", "stopping", "ended"]
     doing: str
     progress: str
+    fraction: float | None
     seconds: float
     ranks: list[RankState]
     message: str

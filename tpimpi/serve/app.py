@@ -16,6 +16,7 @@ from tpimpi.serve.completions import completions
 from tpimpi.serve.context import Context
 from tpimpi.serve.door import Door
 from tpimpi.serve.openapi import description
+from tpimpi.serve.page import page
 from tpimpi.serve.stream import ClientLeft
 
 
@@ -33,11 +34,11 @@ def application(context: Context) -> ASGIApp:
         Route("/v1/models/{name:path}", others.model),
         Route("/health", others.health),
         Route("/metrics", others.figures),
-        Route("/status", others.status),
+        Route("/v1/ranks", others.ranks),
         Route("/tokenize", others.tokenize, methods=["POST"]),
         Route("/detokenize", others.detokenize, methods=["POST"]),
         Route("/openapi.json", openapi),
-        Route("/", others.page),
+        Route("/", page),
     ]
     app = Starlette(
         routes=routes,

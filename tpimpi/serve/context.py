@@ -57,6 +57,7 @@ class Context:
             "status": "loading",
             "doing": own.own.doing,
             "progress": own.figures,
+            "fraction": own.percent / 100 if own.percent <= 100 else None,
             "seconds": time.monotonic() - self._begin,
             "ranks": [
                 {"rank": rank, "host": peer.host, "doing": peer.doing}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypedDict
+
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from tpimpi.checkpoint.tokenizer import Tokenizer
 

@@ -1,15 +1,12 @@
-"""The smaller endpoints: models, health, metrics, tokens, the page."""
+"""The smaller endpoints: models, health, metrics, ranks, tokens."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
-from tpimpi import __version__
 from tpimpi.serve import metrics
 from tpimpi.serve.answers import ModelEntry
 from tpimpi.serve.body import most_bytes, read_body
@@ -18,13 +15,6 @@ from tpimpi.serve.errors import SOON, ApiError
 from tpimpi.serve.messages import conversation_text
 from tpimpi.serve.schema import DetokenizeRequest, TokenizeRequest
 from tpimpi.serve.served import Served
-
-PAGE = Path(__file__).with_name("page.html")
-# The page is one file that talks to this server only.
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 async def models(request: Request) -> Response:
@@ -54,14 +44,9 @@ async def health(request: Request) -> Response:
     return JSONResponse(found, 503, headers={"Retry-After": str(SOON)})
 
 
-async def status(request: Request) -> Response:
-    """Tell what is going on: the engine's and each rank's figures, for the page."""
-    context = context_of(request)
-    found: dict[str, Any] = {"version": __version__, **context.health()}
-    if context.served is not None:
-        found |= {"model": context.served.names[0], "context": context.served.context}
-        found |= asdict(context.served.service.snapshot())
-    return JSONResponse(found)
+async def ranks(request: Request) -> Response:
+    """Tell what is going on: the engine's and each rank's figures, counted since the start."""
+    return JSONResponse(asdict(context_of(request).model().service.snapshot()))
 
 
 async def figures(request: Request) -> Response:
@@ -110,16 +95,3 @@ async def detokenize(request: Request) -> Response:
         )  # fmt: skip
     text = await beside(served, served.tokenizer.decode, body.tokens)
     return JSONResponse({"prompt": text})
-
-
-async def page(request: Request) -> Response:
-    """Show the chat page."""
-    if not PAGE.exists():
-        raise ApiError(404, "there is no page in this installation")
-    return FileResponse(
-        PAGE,
-        headers={
-            "Content-Security-Policy": POLICY, "Cache-Control": "no-cache",
-            "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-        },
-    )  # fmt: skip

@@ -1,0 +1,145 @@
+"""A server over an engine that follows a script: what its answers are, a test says beforehand."""
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from program import DEMO
+from tpimpi.checkpoint.template import ChatTemplate
+from tpimpi.checkpoint.tokenizer import load_tokenizer
+from tpimpi.engine.generation import Completion
+from tpimpi.engine.request import Piece, Token
+from tpimpi.engine.settings import GenerationSettings
+from tpimpi.errors import MachineError, UserError
+from tpimpi.model.config import ModelConfig
+from tpimpi.serve.face import Face
+from tpimpi.serve.served import Served
+from tpimpi.serve.settings import FaceSettings
+
+SAID = "It is the east, and Juliet is the sun."
+CONTEXT = 128
+
+
+class Busy(UserError):
+    """The queue is full."""
+
+
+@dataclass
+class Text:
+    """What was asked for, and whether it was taken back."""
+
+    prompt_ids: list
+    settings: GenerationSettings
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self):
+        self.cancelled.set()
+
+
+class Script:
+    """A service in which each text is `said`, a token each `seconds`, in a thread of its own.
+
+    `first` are the seconds before the first token; `error` is what a text ends with in its midst.
+    """
+
+    def __init__(self, tokenizer, config, said=SAID, seconds=0.0, first=0.0, error=None, most=64):
+        self.tokenizer, self.config = tokenizer, config
+        self.said, self.seconds, self.first, self.error = said, seconds, first, error
+        self.texts, self.most, self.failed, self.stopped = [], most, None, threading.Event()
+
+    def submit(self, prompt_ids, settings, listener, constraint=None):
+        if self.failed is not None:
+            raise MachineError(self.failed)
+        if sum(not text.ended.is_set() for text in self.texts) >= self.most:
+            raise Busy(f"{self.most} texts wait already; ask again later")
+        text = Text(prompt_ids, settings)
+        self.texts.append(text)
+        threading.Thread(target=self._make, args=(text, listener), daemon=True).start()
+        return text
+
+    def _make(self, text, listener):
+        ids = self.tokenizer.encode(self.said, add_bos=False)
+        length = min(len(ids), text.settings.max_new_tokens)
+        decoding, tokens, said, reason = self.tokenizer.decoding(), [], "", "cancelled"
+        text.cancelled.wait(self.first)
+        for at, token in enumerate(ids[:length]):
+            if text.cancelled.wait(self.seconds) or self.stopped.is_set():
+                break
+            if self.error is not None and at == 3:
+                text.ended.set()
+                return listener(self.error)
+            wanted = text.settings.logprobs
+            top = tuple((other, -0.5 - other) for other in range(5, 5 + (wanted or 0)))
+            tokens.append(Token(token, None if wanted is None else -0.25, top))
+            piece = decoding.push(token)
+            said += piece
+            listener(Piece(piece, (tokens[-1],)))
+        else:
+            reason = "length" if length < len(ids) else "stop"
+        text.ended.set()
+        done = Completion(
+            text.prompt_ids, ids[: len(tokens)], said, reason, self.first, 1.0, 2, tuple(tokens)
+        )
+        return listener(done)
+
+    def stop(self, seconds):
+        self.stopped.set()
+
+    def snapshot(self):
+        figures = SimpleNamespace(
+            rank=0, host="here", compute_seconds=1.0, disk_wait_seconds=0.5, network_seconds=0.0,
+            late_seconds=0.0, idle_seconds=2.0, bytes_read=7, peak_memory_bytes=1 << 20,
+            budget_bytes=None,
+        )  # fmt: skip
+        return Snapshot(ranks=[figures])
+
+
+@dataclass
+class Snapshot:
+    """What the engine tells of itself."""
+
+    running: int = 1
+    waiting: int = 0
+    max_batch: int = 8
+    pages: int = 100
+    pages_used: int = 7
+    pages_cached: int = 3
+    steps: int = 11
+    prompt_tokens: int = 50
+    cached_tokens: int = 5
+    generated_tokens: int = 40
+    ranks: list = field(default_factory=list)
+
+
+def script(**more):
+    config = ModelConfig.from_directory(DEMO)
+    return Script(load_tokenizer(DEMO, config), config, **more)
+
+
+def served_by(service, names=("demo",)):
+    return Served(
+        names, service, service.tokenizer, ChatTemplate(DEMO), service.config, CONTEXT, None,
+        service.most,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def face(service=None, loading=False, names=("demo",), **settings):
+    """Yield (face, its service): a server at a free port."""
+    service = service or script()
+    with contextlib.closing(Face(FaceSettings(port=0, access_log=None, **settings))) as server:
+        server.open()
+        if not loading:
+            server.serve(served_by(service, names))
+        yield server, service
+
+
+def until(condition, seconds=10):
+    """Wait for what is to come soon."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it has not come"
+        time.sleep(0.005)
