@@ -121,7 +121,7 @@ def script(**more):
 
 def served_by(service, names=("demo",)):
     return Served(
-        names, service, service.tokenizer, ChatTemplate(DEMO), service.config, CONTEXT, None,
+        names, service, service.tokenizer, ChatTemplate(DEMO), service.config, CONTEXT, {},
         service.most,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from tpimpi.engine.generation import Completion
 from tpimpi.serve.answers import head
 from tpimpi.serve.body import most_bytes, read_body
 from tpimpi.serve.choices import Choices
-from tpimpi.serve.context import context_of
+from tpimpi.serve.context import beside, context_of
 from tpimpi.serve.errors import ApiError
 from tpimpi.serve.logprobs import Teller
 from tpimpi.serve.schema import Choosing
@@ -92,6 +92,15 @@ def check_stream(body: Choosing) -> None:
     """Refuse stream_options without a stream. Raises ApiError."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream: true", "invalid_value", "stream_options")
+
+
+async def submit(choices: Choices) -> None:
+    """Ask the engine for a request's texts; for none of them where the client leaves meanwhile."""
+    try:
+        await beside(choices.served, choices.submit)
+    except BaseException:
+        choices.close()
+        raise
 
 
 async def respond(request: Request, asked: Asked):

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tpimpi.engine.generation import Completion
-from tpimpi.serve.asked import Asked, read, respond
+from tpimpi.serve.asked import Asked, read, respond, submit
 from tpimpi.serve.choices import Choices
 from tpimpi.serve.context import Context, beside, context_of
 from tpimpi.serve.errors import ApiError
@@ -51,7 +51,7 @@ async def _ask(context: Context, body: ChatRequest) -> ChatAsked:
     choices = Choices(
         served, context.post(), context.metrics, [ids], body.n or 1, settings, constraint
     )
-    choices.submit()
+    await submit(choices)
     return ChatAsked(body, choices, name)
 
 

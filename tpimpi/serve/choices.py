@@ -33,6 +33,9 @@ class Choices:
     constraint: Callable[[], Any] = lambda: None  # of each text its own
     completions: dict[int, Completion] = field(default_factory=dict)
     _tickets: list[Ticket] = field(default_factory=list)
+    _closed: bool = False
+    _queue: asyncio.Queue = field(default_factory=asyncio.Queue)
+    _begin: float = field(default_factory=time.perf_counter)
 
     @property
     def count(self) -> int:
@@ -40,14 +43,15 @@ class Choices:
         return self.n * len(self.prompts)
 
     def submit(self) -> None:
-        """Ask the engine for all texts. Raises ApiError; then for none."""
+        """Ask the engine for all texts, in any thread. Raises ApiError; then for none.
+
+        A long prompt takes the engine some milliseconds to look at.
+        """
         if self.count > self.served.queue:
             raise ApiError(
                 400, f"the request asks for {self.count} texts, and {self.served.queue} may wait "
                 "for their turn (--queue); ask for fewer", "invalid_value", "n",
             )  # fmt: skip
-        self._queue: asyncio.Queue = asyncio.Queue()
-        self._begin = time.perf_counter()
         try:
             for index in range(self.count):
                 self._tickets.append(
@@ -56,6 +60,9 @@ class Choices:
                         self.mailbox.listener(self._queue, index), self.constraint(),
                     )
                 )  # fmt: skip
+                if self._closed:  # meanwhile, in the event loop's thread
+                    self.close()
+                    return
         except Exception as error:
             self.close()
             raise api_error(error) from error
@@ -87,7 +94,8 @@ class Choices:
         return [self.completions[index] for index in range(self.count)]
 
     def close(self) -> None:
-        """End the texts that are still made."""
+        """End the texts that are still made (any thread)."""
+        self._closed = True
         for index, ticket in enumerate(self._tickets):
             if index not in self.completions:
                 ticket.cancel()

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tpimpi.engine.generation import Completion
-from tpimpi.serve.asked import Asked, read, respond
+from tpimpi.serve.asked import Asked, read, respond, submit
 from tpimpi.serve.choices import Choices
 from tpimpi.serve.context import Context, beside, context_of
 from tpimpi.serve.schema import CompletionRequest
@@ -36,7 +36,7 @@ async def _ask(context: Context, body: CompletionRequest) -> CompletionAsked:
     choices = Choices(
         served, context.post(), context.metrics, prompts, body.n or 1, settings, constraint
     )
-    choices.submit()
+    await submit(choices)
     return CompletionAsked(body, choices, name)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import traceback
 
-from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from tpimpi.console import say
 from tpimpi.errors import MachineError, UserError

@@ -16,6 +16,8 @@ from tpimpi.model.config import ModelConfig
 from tpimpi.serve.errors import ApiError
 from tpimpi.serve.schema import Choosing
 
+OPENAI = {"temperature": 1.0, "top_p": 1.0}  # where the model's files are silent, too
+
 
 class Ticket(Protocol):
     """A text that was asked for."""
@@ -50,7 +52,7 @@ class Served:
     template: ChatTemplate
     config: ModelConfig
     context: int
-    defaults: Any  # of what a request is silent about
+    defaults: dict[str, Any]  # how to choose where a request is silent: the model's own
     queue: int
     created: int = field(default_factory=lambda: int(time.time()))
     # Long prompts are cut to tokens beside the event loop, which others' texts pass through.
@@ -116,7 +118,7 @@ class Served:
         }
         seed = secrets.randbits(62) if body.seed is None else body.seed % (1 << 63)
         return GenerationSettings.of(
-            self.defaults, max_new_tokens=most_tokens or self.context, seed=seed,
+            {**OPENAI, **self.defaults}, max_new_tokens=most_tokens or self.context, seed=seed,
             **{name: value for name, value in wanted.items() if value is not None},
         )  # fmt: skip
 
