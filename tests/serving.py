@@ -3,12 +3,12 @@
 import contextlib
 import threading
 import time
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from dataclasses import dataclass, field, fields
 
 from program import DEMO
 from tpimpi.checkpoint.template import ChatTemplate
 from tpimpi.checkpoint.tokenizer import load_tokenizer
+from tpimpi.engine.figures import RankFigures
 from tpimpi.engine.generation import Completion
 from tpimpi.engine.request import Piece, Token
 from tpimpi.engine.settings import GenerationSettings
@@ -55,6 +55,9 @@ class Script:
             raise MachineError(self.failed)
         if sum(not text.ended.is_set() for text in self.texts) >= self.most:
             raise Busy(f"{self.most} texts wait already; ask again later")
+        for token, _ in settings.sampling.logit_bias:
+            if token >= self.config.vocab_size:
+                raise UserError(f"id {token} is beyond the vocabulary")
         text = Text(prompt_ids, settings)
         self.texts.append(text)
         threading.Thread(target=self._make, args=(text, listener), daemon=True).start()
@@ -89,12 +92,9 @@ class Script:
         self.stopped.set()
 
     def snapshot(self):
-        figures = SimpleNamespace(
-            rank=0, host="here", compute_seconds=1.0, disk_wait_seconds=0.5, network_seconds=0.0,
-            late_seconds=0.0, idle_seconds=2.0, bytes_read=7, peak_memory_bytes=1 << 20,
-            budget_bytes=None,
-        )  # fmt: skip
-        return Snapshot(ranks=[figures])
+        figures = dict.fromkeys((field.name for field in fields(RankFigures)), 0)
+        figures |= {"host": "here", "disk_wait_seconds": 0.5, "budget_bytes": None}
+        return Snapshot(ranks=[RankFigures(**figures)])
 
 
 @dataclass
@@ -115,25 +115,29 @@ class Snapshot:
 
 
 def script(**more):
+    """Return a service that says SAID, or as `Script` is told."""
     config = ModelConfig.from_directory(DEMO)
     return Script(load_tokenizer(DEMO, config), config, **more)
 
 
-def served_by(service, names=("demo",)):
+def served_by(service, names=("demo",), defaults=None):
+    """Return the demo model with another engine."""
     return Served(
-        names, service, service.tokenizer, ChatTemplate(DEMO), service.config, CONTEXT, {},
+        names, service, service.tokenizer, ChatTemplate(DEMO), service.config, CONTEXT,
+        defaults or {},
         service.most,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def face(service=None, loading=False, names=("demo",), **settings):
+def face(service=None, loading=False, names=("demo",), defaults=None, **settings):
     """Yield (face, its service): a server at a free port."""
     service = service or script()
-    with contextlib.closing(Face(FaceSettings(port=0, access_log=None, **settings))) as server:
+    wanted = {"port": 0, "access_log": None} | settings
+    with contextlib.closing(Face(FaceSettings(**wanted))) as server:
         server.open()
         if not loading:
-            server.serve(served_by(service, names))
+            server.serve(served_by(service, names, defaults))
         yield server, service
 
 

@@ -47,7 +47,7 @@ async def read_body(request: Request, kind: type[B], most: int, seconds: float) 
         body = kind.model_validate_json(data)
     except ValidationError as error:
         raise _refusal(error) from None
-    check_extra(kind.kind, body.model_extra)
+    check_extra(kind.kind, body.model_extra, getattr(body, "n", None))
     return body
 
 

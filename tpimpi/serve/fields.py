@@ -34,15 +34,18 @@ _CHAT = {
     "web_search_options": ("the model reaches nothing outside", ()),
 }
 _COMPLETION = {
-    "best_of": ("every text is given back; use n", (1,)),
+    "best_of": ("every text is given back; use n", ()),
     "echo": ("the answer begins after the prompt", (False,)),
     "suffix": ("the model writes on from a prompt's end", ("",)),
 }
 REFUSED = {"chat": _CHAT, "completion": _COMPLETION, "tokenize": {}, "detokenize": {}}
 
 
-def check_extra(kind: str, given: Mapping[str, Any] | None) -> None:
-    """Refuse fields that are not in the schema of this kind of request. Raises ApiError."""
+def check_extra(kind: str, given: Mapping[str, Any] | None, n: int | None) -> None:
+    """Refuse fields that are not in the schema of this kind of request. Raises ApiError.
+
+    `n` is how many texts it asks for.
+    """
     for name, value in (given or {}).items():
         if name in IGNORED or value is None:
             continue
@@ -52,5 +55,7 @@ def check_extra(kind: str, given: Mapping[str, Any] | None) -> None:
                 "unknown_parameter", name[:100],
             )  # fmt: skip
         why, nothing = REFUSED[kind][name]
+        if name == "best_of":
+            nothing = (n or 1,)
         if not any(value == one and type(value) is type(one) for one in nothing):
             raise unsupported(name, why)
