@@ -83,7 +83,11 @@ def test_every_setting_arrives(shared):
     )  # fmt: skip
     settings = asked(service).settings
     s = settings.sampling
-    assert (settings.max_new_tokens, settings.stop, settings.stop_ids) == (7, ("JULIET", "ROMEO"), (9,))
+    assert (settings.max_new_tokens, settings.stop, settings.stop_ids) == (
+        7,
+        ("JULIET", "ROMEO"),
+        (9,),
+    )
     assert (s.temperature, s.top_p, s.top_k, s.min_p) == (0.3, 0.8, 40, 0.05)
     assert (s.presence_penalty, s.frequency_penalty, s.repeat_penalty) == (0.5, -0.5, 1.1)
     assert (s.seed, s.logit_bias, settings.ignore_eos) == (11, ((13, -100), (7, 2.5)), True)
@@ -138,7 +142,9 @@ def test_logprobs_of_a_chat(shared):
     )
     content = answer.choices[0].logprobs.content
     ids = service.tokenizer.encode(SAID, add_bos=False)[:4]
-    assert [bytes(told.bytes) for told in content] == [service.tokenizer.token_bytes(i) for i in ids]
+    assert [bytes(told.bytes) for told in content] == [
+        service.tokenizer.token_bytes(i) for i in ids
+    ]
     assert b"".join(bytes(told.bytes) for told in content).decode() == " It is the e"
     assert [told.logprob for told in content] == [-0.25] * 4
     assert [top.logprob for top in content[0].top_logprobs] == [-5.5, -6.5, -7.5]

@@ -167,7 +167,9 @@ def test_tokens_and_back(server):
     assert ids["tokens"][0] == 1
     plain = post(server, {"prompt": "ROMEO: who?", "add_special_tokens": False}, "/tokenize").json()
     assert ids["tokens"][1:] == plain["tokens"]
-    assert post(server, {"tokens": ids["tokens"]}, "/detokenize").json() == {"prompt": "ROMEO: who?"}
+    assert post(server, {"tokens": ids["tokens"]}, "/detokenize").json() == {
+        "prompt": "ROMEO: who?"
+    }
     chat = post(server, CHAT, "/tokenize").json()
     back = post(server, {"tokens": chat["tokens"]}, "/detokenize").json()["prompt"]
     assert back == "User: Who is there?\nAssistant:"
@@ -185,7 +187,9 @@ def test_this_machines_names(server, host):
     assert post(server, CHAT, headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:80", "[::", "localhost.evil"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:80", "[::", "localhost.evil"]
+)
 def test_a_name_that_was_made_to_lead_here(server, host):
     error = told(post(server, CHAT, headers={"Host": host}), 403, "not this machine's name")
     assert error["code"] == "wrong_host"
@@ -238,7 +242,17 @@ def test_keys(given):
 def test_tls(tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", key, "-out", certificate]
+    command += [
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+    ]
     command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
     subprocess.run(command, check=True, capture_output=True)
     with face(certificate=str(certificate), private_key=str(key)) as (server, _):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # pydantic wants it before Python 3.12
+)
 
-from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
+from typing_extensions import TypedDict
 
 from tpimpi.serve.logprobs import ChatLogprobs, CompletionLogprobs
 
@@ -75,7 +79,7 @@ class ChatChunk(TypedDict):
     created: int
     model: str
     choices: list[ChatDelta]
-    usage: Usage | None
+    usage: NotRequired[Usage | None]
 
 
 class CompletionChoice(TypedDict):
@@ -88,14 +92,25 @@ class CompletionChoice(TypedDict):
 
 
 class CompletionAnswer(TypedDict):
-    """The answer of /v1/completions, and an event of a streamed one."""
+    """The answer of /v1/completions."""
 
     id: str
     object: Literal["text_completion"]
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None
+    usage: Usage
+
+
+class CompletionChunk(TypedDict):
+    """An event of a streamed completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: NotRequired[Usage | None]
 
 
 class ModelEntry(TypedDict):

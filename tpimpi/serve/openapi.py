@@ -26,7 +26,7 @@ _POSTS = (
         "/v1/completions",
         schema.CompletionRequest,
         answers.CompletionAnswer,
-        answers.CompletionAnswer,
+        answers.CompletionChunk,
     ),
     ("/tokenize", schema.TokenizeRequest, answers.Tokens, None),
     ("/detokenize", schema.DetokenizeRequest, answers.Text, None),
@@ -38,7 +38,7 @@ _GETS = (
 
 
 def description() -> dict[str, Any]:
-    """Return the description as OpenAPI 3.1 has it."""
+    """Return the description as OpenAPI 3.2 has it: the first that knows streams of events."""
     bodies = [kind for _, kind, _, _ in _POSTS]
     _, found = models_json_schema([(kind, "validation") for kind in bodies], ref_template=REF)
     schemas = dict(found["$defs"])
@@ -51,8 +51,16 @@ def description() -> dict[str, Any]:
     for path, body, answer, chunk in _POSTS:
         content = {"application/json": {"schema": _ref(answer)}}
         if chunk is not None:
+            one = {"anyOf": [_ref(chunk), _ref(ErrorAnswer)]}
+            data = {
+                "type": "string",
+                "anyOf": [
+                    {"contentMediaType": "application/json", "contentSchema": one},
+                    {"const": "[DONE]"},
+                ],
+            }
             content["text/event-stream"] = {
-                "schema": {"type": "string", "description": f"Events of {chunk.__name__}"}
+                "itemSchema": {"type": "object", "properties": {"data": data}}
             }
         paths[path] = {
             "post": {
@@ -77,7 +85,7 @@ def description() -> dict[str, Any]:
     text = {"description": "Figures", "content": {"text/plain": {"schema": {"type": "string"}}}}
     paths["/metrics"] = {"get": {"responses": {"200": text, **_errors((401, 403))}}}
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "tpimpi", "version": __version__},
         "paths": paths,
         "components": {
