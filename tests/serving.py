@@ -11,6 +11,7 @@ from tpimpi.checkpoint.tokenizer import load_tokenizer
 from tpimpi.engine.figures import RankFigures
 from tpimpi.engine.generation import Completion
 from tpimpi.engine.request import Piece, Token
+from tpimpi.engine.service import Busy, Snapshot
 from tpimpi.engine.settings import GenerationSettings
 from tpimpi.errors import MachineError, UserError
 from tpimpi.model.config import ModelConfig
@@ -20,10 +21,6 @@ from tpimpi.serve.settings import FaceSettings
 
 SAID = "It is the east, and Juliet is the sun."
 CONTEXT = 128
-
-
-class Busy(UserError):
-    """The queue is full."""
 
 
 @dataclass
@@ -94,24 +91,7 @@ class Script:
     def snapshot(self):
         figures = dict.fromkeys((field.name for field in fields(RankFigures)), 0)
         figures |= {"host": "here", "disk_wait_seconds": 0.5, "budget_bytes": None}
-        return Snapshot(ranks=[RankFigures(**figures)])
-
-
-@dataclass
-class Snapshot:
-    """What the engine tells of itself."""
-
-    running: int = 1
-    waiting: int = 0
-    max_batch: int = 8
-    pages: int = 100
-    pages_used: int = 7
-    pages_cached: int = 3
-    steps: int = 11
-    prompt_tokens: int = 50
-    cached_tokens: int = 5
-    generated_tokens: int = 40
-    ranks: list = field(default_factory=list)
+        return Snapshot(1, 0, 8, 100, 7, 3, 11, 50, 5, 40, (RankFigures(**figures),))
 
 
 def script(**more):

@@ -221,7 +221,9 @@ def _serve(options: Options, group, threads: int, face: Face | None) -> None:
             )
     context = options.context or min(CONTEXT, most)
     enough = context if options.context else min(ENOUGH, most)
-    work = Work(context - 1, context, options.max_batch, logits=options.max_batch, enough=enough)
+    batch = options.max_batch
+    # Keys and values of all texts at their longest, where that leaves all weights in memory.
+    work = Work(context - 1, context, batch, batch * context, logits=batch, enough=enough)
     with model.load(options.memory, work, threads, options.allreduce) as llm:
         service = llm.service(queue=options.face.queue)
         if face is None:

@@ -26,6 +26,7 @@ from tpimpi.serve.context import Context
 from tpimpi.serve.errors import LEFT, ApiError, tell_defect
 
 OPEN = {"/", "/health", "/openapi.json"}  # without a key: nothing of the model or of others
+WATCHED = {"/health", "/metrics", "/v1/ranks"}  # asked again and again: not in the log
 METHODS = "GET, POST, OPTIONS"
 
 
@@ -142,6 +143,8 @@ class Door:
         if path == "other" and scope["path"].startswith("/v1/models/"):
             path = "/v1/models/{name}"
         self._context.metrics.answered(path, status, seconds)
+        if path in WATCHED and status in (200, 503):
+            return
         client = scope.get("client")
         state = scope["state"]
         line = {

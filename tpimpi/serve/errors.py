@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from tpimpi.console import say
+from tpimpi.engine.service import Busy
 from tpimpi.errors import MachineError, UserError
 
 LEFT = 499  # status in log and metrics where the client has left, as nginx has it
@@ -80,7 +81,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
-        busy = type(error).__name__ == "Busy"
+        busy = isinstance(error, Busy)
         return (
             ApiError(429, str(error), "queue_full", retry_after=SOON) if busy
             else ApiError(400, str(error))

@@ -25,7 +25,7 @@ _GAUGES = (
     ("pages_cached", "tpimpi_kv_pages_cached", "Pages kept in case a prompt begins the same way"),
 )
 _COUNTERS = (
-    ("steps", "tpimpi_steps", "Passes over the weights"),
+    ("passes", "tpimpi_passes", "Passes over the weights"),
     ("prompt_tokens", "tpimpi_prompt_tokens", "Tokens of prompts"),
     ("cached_tokens", "tpimpi_cached_tokens", "Tokens of prompts that were not computed again"),
     ("generated_tokens", "tpimpi_generated_tokens", "Tokens that were made"),
