@@ -7,11 +7,13 @@ import contextlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from tpimpi import status
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_text, read_text
 from tpimpi.console import say
@@ -28,6 +30,8 @@ LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "pydantic")
 CONTEXT, ENOUGH = 4096, 512  # tokens, where nothing is said; where a budget allows no more
 MOST_BATCH, MOST_QUEUE, MOST_PORT = 256, 65536, 65535
 LONGEST_NAME = 200
+TWICE = 0.5  # seconds within which launchers may send the same signal again
+CLOSING = 15.0  # ... that it takes at most to end after the last answer
 
 
 @dataclass(frozen=True)
@@ -226,14 +230,12 @@ def _serve(options: Options, group, threads: int, face: Face | None) -> None:
     work = Work(context - 1, context, batch, batch * context, logits=batch, enough=enough)
     with model.load(options.memory, work, threads, options.allreduce) as llm:
         service = llm.service(queue=options.face.queue)
-        if face is None:
-            service.run()
-            return
-        face.serve(_served(options, model, llm, service))
-        say(
-            f"{model.config.name} is served at {face.url} (OpenAI's API at {face.url}/v1), "
-            f"contexts of up to {llm.plan.context} tokens; Ctrl-C ends it"
-        )
+        if face is not None:
+            face.serve(_served(options, model, llm, service))
+            say(
+                f"{model.config.name} is served at {face.url} (OpenAI's API at {face.url}/v1), "
+                f"contexts of up to {llm.plan.context} tokens; Ctrl-C ends it"
+            )
         with _graceful(face, options.grace):
             service.run()
 
@@ -254,15 +256,24 @@ def _served(options: Options, model, llm, service):
 
 
 @contextlib.contextmanager
-def _graceful(face: Face, seconds: float) -> Iterator[None]:
-    """Let the first signal in a block stop the server, and the second end the program (rank 0)."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _graceful(face: Face | None, seconds: float) -> Iterator[None]:
+    """Let the first signal in a block stop the server, and a second one end the program.
 
-    def stop(number: int, _=None) -> None:
-        restore()
-        face.stop(seconds)
-        # Not here: the thread that this interrupts may be in the midst of telling something.
-        threading.Thread(target=tell, name="stopping").start()
+    Only rank 0 has a server to stop; the other ranks go on until it has stopped.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopped: list[float] = []  # when
+
+    def stop(number: int, frame=None) -> None:
+        now = time.monotonic()
+        if not stopped:
+            stopped.append(now)
+            if face is not None:
+                face.stop(seconds)
+                # Not here: what this interrupts may be in the midst of telling something.
+                threading.Thread(target=tell, name="stopping").start()
+        elif not status.current.guarded and now - stopped[0] > TWICE:
+            before[number](number, frame)
 
     def tell() -> None:
         say(
@@ -270,13 +281,12 @@ def _graceful(face: Face, seconds: float) -> Iterator[None]:
             "another signal ends at once"
         )
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     for number in before:
         signal.signal(number, stop)
+    status.current.grace = seconds + CLOSING
     try:
         yield
     finally:
-        restore()
+        status.current.grace = 0.0
+        for number, handler in before.items():
+            signal.signal(number, handler)

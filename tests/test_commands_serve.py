@@ -1,0 +1,208 @@
+"""`tpimpi serve` as a user starts it: the real engine behind OpenAI's client, signals, mistakes."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import httpx2
+import openai
+import pytest
+
+from program import DEMO, GREEDY, TPIMPI, refused, run
+
+SECONDS = 120
+
+
+class Server:
+    """A server that runs; `process` is its launcher."""
+
+    def __init__(self, process, errors):
+        self.process, self._errors = process, errors
+        self.url = ""
+
+    @property
+    def errors(self):
+        """What it has said."""
+        return self._errors.read_text()
+
+    def wait(self):
+        """Wait until it takes requests."""
+        end = time.monotonic() + SECONDS
+        while not (found := re.search(r"is served at (\S+) ", self.errors)):
+            assert self.process.poll() is None and time.monotonic() < end, self.errors
+            time.sleep(0.05)
+        self.url = found[1]
+
+    def client(self, **more):
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **more)
+
+
+@contextlib.contextmanager
+def serving(mpirun, ranks, folder, *flags, wait=True):
+    """Yield a Server of the demo model on so many ranks (0: without a launcher)."""
+    launcher = [*mpirun, "-np", str(ranks)] if ranks else []
+    command = [*launcher, *TPIMPI, "serve", "--model", DEMO, "--threads", "1", *flags]
+    errors = folder / "errors.txt"
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.DEVNULL, stderr=file,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    server = Server(process, errors)
+    try:
+        if wait:
+            server.wait()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def server(request, mpirun, tmp_path_factory):
+    with serving(mpirun, request.param, tmp_path_factory.mktemp("serve"), "--port", 0) as found:
+        yield found
+
+
+def test_the_greedy_text(server):
+    client = server.client()
+    length = {"max_tokens": 40, "temperature": 0}
+    answer = client.completions.create(model="demo", prompt="ROMEO:", **length)
+    assert answer.choices[0].text == GREEDY and answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 40
+    stream = client.completions.create(model="demo", prompt="ROMEO:", stream=True, **length)
+    assert "".join(chunk.choices[0].text for chunk in stream) == GREEDY
+
+
+def test_a_chat_and_what_it_found_again(server):
+    client = server.client()
+    messages = [{"role": "user", "content": "Speak to me of love, and of the moon. " * 8}]
+    wanted = {"model": "demo", "messages": messages, "max_tokens": 8, "seed": 5, "logprobs": True}
+    first = client.chat.completions.create(**wanted, top_logprobs=2)
+    again = client.chat.completions.create(**wanted, top_logprobs=2)
+    assert first.choices == again.choices
+    assert again.usage.prompt_tokens_details.cached_tokens >= 64
+    told = first.choices[0].logprobs.content
+    text = b"".join(bytes(one.bytes) for one in told).decode()
+    assert len(told) == 8 and text.strip() == first.choices[0].message.content.strip()
+    assert all(one.top_logprobs[0].logprob >= one.top_logprobs[1].logprob for one in told)
+
+
+def test_a_stop_text_and_several_texts(server):
+    answer = server.client().chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "Hail"}], n=4, max_tokens=60,
+        stop=["e"], seed=1,
+    )  # fmt: skip
+    texts = [choice.message.content for choice in answer.choices]
+    assert all("e" not in text for text in texts) and len(set(texts)) > 1
+
+
+def test_what_the_engine_refuses(server):
+    client = server.client()
+    with pytest.raises(openai.BadRequestError, match="and the context 512"):
+        client.completions.create(model="demo", prompt="a b c " * 600)
+    with pytest.raises(openai.BadRequestError, match="beyond the vocabulary of 1024"):
+        client.completions.create(model="demo", prompt="A", logit_bias={"1024": 1})
+    with pytest.raises(openai.BadRequestError, match="64 may wait"):
+        client.completions.create(model="demo", prompt="A", n=65)
+
+
+def test_a_client_that_leaves_makes_room(server):
+    with httpx2.stream(
+        "POST", f"{server.url}/v1/completions",
+        json={"prompt": "A", "max_tokens": 500, "n": 8, "stream": True, "ignore_eos": True},
+    ) as answer:  # fmt: skip
+        next(answer.iter_lines())
+    end = time.monotonic() + 20
+    while (found := httpx2.get(f"{server.url}/v1/ranks").json())["running"]:
+        assert time.monotonic() < end
+    assert found["pages_used"] == 0
+
+
+def test_figures_of_all_ranks(server):
+    end = time.monotonic() + 20
+    while not (ranks := httpx2.get(f"{server.url}/v1/ranks").json()["ranks"]):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    text = httpx2.get(f"{server.url}/metrics").text
+    for rank in range(len(ranks)):
+        assert re.search(rf'tpimpi_rank_compute_seconds_total{{.*rank="{rank}"}} [0-9.]+', text)
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_answers_end(mpirun, tmp_path, ranks, number):
+    with serving(mpirun, ranks, tmp_path, "--port", 0) as server:
+        client, text = server.client(), ""
+        stream = client.completions.create(
+            model="demo", prompt="A", max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+        )
+        chunks = iter(stream)
+        next(chunks)
+        server.process.send_signal(number)
+        *_, last = chunks
+        assert last.choices[0].finish_reason == "length"
+        server.process.wait(20)
+        assert "stopping: no more requests" in server.errors and text is not None
+        assert "Traceback" not in server.errors
+
+
+def test_answers_that_do_not_end_in_time_are_told(mpirun, tmp_path):
+    with serving(mpirun, 1, tmp_path, "--port", 0, "--grace", 0) as server:
+        stream = server.client().completions.create(
+            model="demo", prompt="A", max_tokens=500, n=8, stream=True,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        chunks = iter(stream)
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="being stopped"):
+            list(chunks)
+        server.process.wait(20)
+
+
+def test_it_answers_while_it_loads(mpirun, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(mpirun, 1, tmp_path, "--port", port, wait=False) as server:
+        end, seen = time.monotonic() + SECONDS, []
+        while not seen or seen[-1] != 200:
+            assert server.process.poll() is None and time.monotonic() < end, server.errors
+            with contextlib.suppress(httpx2.TransportError):
+                seen.append(httpx2.get(f"http://127.0.0.1:{port}/health").status_code)
+        assert seen[0] == 503 and set(seen) == {503, 200}
+
+
+def serve(mpirun, *flags, ranks=2):
+    return run(mpirun, ranks, "serve", "--model", DEMO, *flags)
+
+
+def test_mistakes(mpirun, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(serve(mpirun, "--port", port), 2, f"--port {port} can't be listened at", "in use")
+    refused(serve(mpirun, "--host", "0.0.0.0", "--port", 0), 2, "--api-key-file", "--insecure")
+    empty = tmp_path / "keys"
+    empty.write_text("\n \n")
+    refused(serve(mpirun, "--port", 0, "--api-key-file", empty), 2, "has no key in it")
+    wrong = tmp_path / "certificate.pem"
+    wrong.write_text("nothing")
+    refused(serve(mpirun, "--port", 0, "--ssl-certfile", wrong), 2, "can't be used")
+    refused(serve(mpirun, "--port", 0, "--context", 4096), 2, "longer than the model's 512")
+    for flags in (
+        ("--api-key", "two words"), ("--api-key", ""), ("--served-model-name", " "),
+        ("--allow-origin", "chat.example"), ("--port", 65536), ("--max-batch", 0), ("--queue", 0),
+    ):  # fmt: skip
+        refused(serve(mpirun, *flags, ranks=0), 2, flags[0])
