@@ -97,7 +97,8 @@ def test_chats_that_are_refused(server, body, param, words):
         ({"prompt": [4000]}, "prompt"), ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [3] * CONTEXT}, "prompt"), ({"prompt": "A", "echo": True}, "echo"),
         ({"prompt": "A", "best_of": 3}, "best_of"), ({"prompt": "A", "suffix": "B"}, "suffix"),
-        ({"prompt": "A", "logprobs": 21}, "logprobs"), ({"prompt": "A", "logprobs": True}, "logprobs"),
+        ({"prompt": "A", "logprobs": 21}, "logprobs"),
+        ({"prompt": "A", "logprobs": True}, "logprobs"),
     ],
 )  # fmt: skip
 def test_completions_that_are_refused(server, body, param):
@@ -152,12 +153,14 @@ def test_a_body_that_does_not_come():
 def test_what_is_no_http(server):
     host, port = server.url.removeprefix("http://").split(":")
     for data in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"x" * 200000):
-        with socket.create_connection((host, int(port)), timeout=10) as connection:
-            with contextlib.suppress(ConnectionError):  # it may hang up before it has heard all
-                connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
-                while connection.recv(65536):
-                    pass
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as connection,
+            contextlib.suppress(ConnectionError),  # it may hang up before it has heard all
+        ):
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
     assert HTTP.get(server.url + "/health").status_code == 200
 
 
@@ -266,8 +269,8 @@ def test_tls(tmp_path):
     other = tmp_path / "other.pem"
     subprocess.run(["openssl", "genrsa", "-out", other], check=True, capture_output=True)
     locked = tmp_path / "locked.pem"
-    subprocess.run(["openssl", "rsa", "-in", other, "-aes128", "-passout", "pass:x", "-out", locked],
-                   check=True, capture_output=True)  # fmt: skip
+    command = ["openssl", "rsa", "-in", other, "-aes128", "-passout", "pass:x", "-out", locked]
+    subprocess.run(command, check=True, capture_output=True)
     for wrong in (other, locked, certificate, tmp_path / "nothing.pem", tmp_path):
         with pytest.raises(UserError, match="--ssl-"):
             Face(FaceSettings(port=0, certificate=str(certificate), private_key=str(wrong))).open()

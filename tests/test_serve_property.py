@@ -3,6 +3,7 @@
 import json
 
 import httpx2
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,8 +18,6 @@ from schemathesis.specs.openapi.checks import (
 from serving import face
 from tpimpi.serve import answers
 
-# Kept for the process: Schemathesis wants to know the server when the test is collected.
-SERVER, SERVICE = (running := face()).__enter__()
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance,
     response_schema_conformance,
@@ -26,13 +25,22 @@ CHECKS = [
 QUICK = settings(
     max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
-HTTP = httpx2.Client(base_url=SERVER.url, timeout=10)
-
-schema = schemathesis.openapi.from_url(f"{SERVER.url}/openapi.json")
 
 
-def teardown_module():
-    running.__exit__(None, None, None)
+@pytest.fixture(scope="module")
+def http():
+    """A client of a server that runs as long as these tests do."""
+    with face() as (server, _), httpx2.Client(base_url=server.url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def described(http):
+    """The server's own description."""
+    return schemathesis.openapi.from_url(str(http.base_url.join("/openapi.json")))
+
+
+schema = schemathesis.pytest.from_fixture("described")
 
 
 @schema.parametrize()
@@ -110,35 +118,35 @@ def spoiled(draw):
 
 
 @settings(QUICK, max_examples=400)
-@given(spoiled())
-def test_bodies_that_are_nearly_right(sent):
+@given(sent=spoiled())
+def test_bodies_that_are_nearly_right(http, sent):
     path, body = sent
-    answer = HTTP.post(path, content=json.dumps(body).encode("utf-8", "surrogatepass"))
+    answer = http.post(path, content=json.dumps(body).encode("utf-8", "surrogatepass"))
     assert answer.status_code in (200, 400, 404, 429), answer.text
     if answer.status_code != 200:
         assert answer.json()["error"]["message"]
 
 
 @settings(QUICK, max_examples=100)
-@given(st.sampled_from(sorted(GOOD)), st.binary(max_size=200))
-def test_bodies_of_any_bytes(path, data):
-    assert HTTP.post(path, content=data).status_code in (200, 400)
+@given(path=st.sampled_from(sorted(GOOD)), data=st.binary(max_size=200))
+def test_bodies_of_any_bytes(http, path, data):
+    assert http.post(path, content=data).status_code in (200, 400)
 
 
-def test_the_right_bodies_are_right():
+def test_the_right_bodies_are_right(http):
     for path, body in GOOD.items():
-        assert HTTP.post(path, json=body).status_code == 200
-    assert HTTP.get("/health").json() == {"status": "ok"}
+        assert http.post(path, json=body).status_code == 200
+    assert http.get("/health").json() == {"status": "ok"}
 
 
-def test_events_are_as_described():
+def test_events_are_as_described(http):
     chunks = {
         "/v1/chat/completions": TypeAdapter(answers.ChatChunk),
         "/v1/completions": TypeAdapter(answers.CompletionChunk),
     }
     for path, kind in chunks.items():
         body = GOOD[path] | {"stream": True, "stream_options": {"include_usage": True}}
-        lines = HTTP.post(path, json=body).text.split("\n\n")
+        lines = http.post(path, json=body).text.split("\n\n")
         events = [line.removeprefix("data: ") for line in lines if line]
         assert events.pop() == "[DONE]" and len(events) > 5
         for event in events:

@@ -37,21 +37,27 @@ class Asked(ABC):
     def whole(self, index: int, done: Completion) -> dict[str, Any]:
         """Return a text that is complete."""
 
-    def begin(self, index: int) -> dict[str, Any] | None:
+    def begin(self, index: int) -> list[dict[str, Any]]:
         """Return what comes before a text's first piece."""
-        return None
+        return []
 
     @abstractmethod
-    def part(self, index: int, text: str, tokens: Sequence) -> dict[str, Any] | None:
-        """Return what is told of a piece; None: nothing."""
+    def part(self, index: int, text: str, tokens: Sequence) -> list[dict[str, Any]]:
+        """Return what is told of a piece."""
 
     @abstractmethod
-    def end(self, index: int, done: Completion) -> dict[str, Any]:
+    def end(self, index: int, done: Completion) -> list[dict[str, Any]]:
         """Return what comes after a text's last piece."""
+
+    def take(self, index: int, text: str, tokens: Sequence) -> None:  # noqa: B027 - may be nothing
+        """Take a piece of an answer that is told as a whole."""
 
     async def answer(self) -> dict[str, Any]:
         """Return the whole answer. Raises ApiError."""
-        texts = await self.choices.all()
+        async for index, told in self.choices.events():
+            if not isinstance(told, Completion):
+                self.take(index, told.text, told.tokens)
+        texts = [self.choices.completions[index] for index in range(self.choices.count)]
         return {
             **head(self.kinds[0], self.prefix, self.name),
             "choices": [self.whole(index, done) for index, done in enumerate(texts)],
@@ -66,14 +72,14 @@ class Asked(ABC):
         if with_usage:
             chunk["usage"] = None
         for index in range(self.choices.count):
-            if (choice := self.begin(index)) is not None:
+            for choice in self.begin(index):
                 yield event({**chunk, "choices": [choice]})
         async for index, told in self.choices.events():
             if isinstance(told, Completion):
-                choice = self.end(index, told)
+                choices = self.end(index, told)
             else:
-                choice = self.part(index, told.text, told.tokens)
-            if choice is not None:
+                choices = self.part(index, told.text, told.tokens)
+            for choice in choices:
                 yield event({**chunk, "choices": [choice]})
         if with_usage:
             yield event({**chunk, "choices": [], "usage": self.choices.usage()})

@@ -16,7 +16,7 @@ from tpimpi.serve.messages import conversation_text
 from tpimpi.serve.schema import ChatRequest
 from tpimpi.serve.served import Served
 from tpimpi.serve.stream import while_connected
-from tpimpi.serve.structures import structure, uses_tools
+from tpimpi.serve.structures import Structures, uses_tools
 
 
 async def chat(request: Request):
@@ -46,13 +46,19 @@ async def _ask(context: Context, body: ChatRequest) -> ChatAsked:
     alternatives = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
     settings = served.settings(body, most, alternatives)
-    constraint = structure(served, body)
+    structures = Structures(served, body)
     ids = await beside(served, _prompt_ids, served, body)
     choices = Choices(
-        served, context.post(), context.metrics, [ids], body.n or 1, settings, constraint
+        served,
+        context.post(),
+        context.metrics,
+        [ids],
+        body.n or 1,
+        settings,
+        structures.constraint,
     )
     await submit(choices)
-    return ChatAsked(body, choices, name)
+    return ChatAsked(body, choices, name, structures)
 
 
 def _prompt_ids(served: Served, body: ChatRequest) -> list[int]:
@@ -70,28 +76,54 @@ class ChatAsked(Asked):
     prefix = "chatcmpl"
     body: ChatRequest
 
+    def __init__(self, body: ChatRequest, choices: Choices, name: str, structures: Structures):
+        super().__init__(body, choices, name)
+        self._readers = [structures.reader() for _ in range(choices.count)]
+
+    def take(self, index: int, text: str, tokens: Sequence) -> None:
+        """Take a piece of an answer that is told as a whole."""
+        reader = self._readers[index]
+        if reader is not None:
+            reader.push(text, tokens)
+
     def whole(self, index: int, done: Completion) -> dict[str, Any]:
         """Return a text that is complete."""
+        reader, reason = self._readers[index], done.finish_reason
+        message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+        if reader is not None:
+            reader.finish()
+            message["content"] = reader.content
+            if reader.calls:
+                message["tool_calls"] = reader.calls
+            reason = reader.reason(reason)
         return {
-            "index": index,
-            "message": {"role": "assistant", "content": done.text, "refusal": None},
-            "logprobs": self._logprobs(index, done.tokens),
-            "finish_reason": done.finish_reason,
-        }
+            "index": index, "message": message,
+            "logprobs": self._logprobs(index, done.tokens), "finish_reason": reason,
+        }  # fmt: skip
 
-    def begin(self, index: int) -> dict[str, Any]:
+    def begin(self, index: int) -> list[dict[str, Any]]:
         """Return what comes before a text's first piece."""
-        return self._delta(index, {"role": "assistant", "content": ""})
+        return [self._delta(index, {"role": "assistant", "content": ""})]
 
-    def part(self, index: int, text: str, tokens: Sequence) -> dict[str, Any] | None:
-        """Return what is told of a piece; None: nothing."""
-        if not text and not self.body.logprobs:
-            return None
-        return self._delta(index, {"content": text}, self._logprobs(index, tokens))
+    def part(self, index: int, text: str, tokens: Sequence) -> list[dict[str, Any]]:
+        """Return what is told of a piece."""
+        reader = self._readers[index]
+        deltas = [{"content": text}] if text else []
+        if reader is not None:
+            deltas = reader.push(text, tokens)
+        if not self.body.logprobs:
+            return [self._delta(index, delta) for delta in deltas]
+        first, *others = deltas or [{"content": ""}]
+        told = self._delta(index, first, self._logprobs(index, tokens))
+        return [told, *(self._delta(index, delta) for delta in others)]
 
-    def end(self, index: int, done: Completion) -> dict[str, Any]:
+    def end(self, index: int, done: Completion) -> list[dict[str, Any]]:
         """Return what comes after a text's last piece."""
-        return self._delta(index, {}, None, done.finish_reason)
+        reader, reason, last = self._readers[index], done.finish_reason, []
+        if reader is not None:
+            last = [self._delta(index, delta) for delta in reader.finish()]
+            reason = reader.reason(reason)
+        return [*last, self._delta(index, {}, None, reason)]
 
     def _logprobs(self, index: int, tokens: Sequence):
         return self.tellers[index].chat(tokens) if self.body.logprobs else None

@@ -87,12 +87,6 @@ class Choices:
                 last[index] = now
             yield index, event
 
-    async def all(self) -> list[Completion]:
-        """Return the texts when all are complete. Raises ApiError."""
-        async for _ in self.events():
-            pass
-        return [self.completions[index] for index in range(self.count)]
-
     def close(self) -> None:
         """End the texts that are still made (any thread)."""
         self._closed = True

@@ -14,7 +14,7 @@ from tpimpi.serve.context import Context, beside, context_of
 from tpimpi.serve.schema import CompletionRequest
 from tpimpi.serve.served import Served
 from tpimpi.serve.stream import while_connected
-from tpimpi.serve.structures import structure
+from tpimpi.serve.structures import Structures
 
 LENGTH = 16  # tokens where a request says nothing, as OpenAI's API has it
 
@@ -31,10 +31,16 @@ async def _ask(context: Context, body: CompletionRequest) -> CompletionAsked:
     served = context.model()
     name = served.named(body.model)
     settings = served.settings(body, body.max_tokens or LENGTH, body.logprobs)
-    constraint = structure(served, body)
+    structures = Structures(served, body)
     prompts = await beside(served, _prompt_ids, served, body.prompt)
     choices = Choices(
-        served, context.post(), context.metrics, prompts, body.n or 1, settings, constraint
+        served,
+        context.post(),
+        context.metrics,
+        prompts,
+        body.n or 1,
+        settings,
+        structures.constraint,
     )
     await submit(choices)
     return CompletionAsked(body, choices, name)
@@ -63,15 +69,15 @@ class CompletionAsked(Asked):
         """Return a text that is complete."""
         return self._choice(index, done.text, done.tokens, done.finish_reason)
 
-    def part(self, index: int, text: str, tokens: Sequence) -> dict[str, Any] | None:
-        """Return what is told of a piece; None: nothing."""
+    def part(self, index: int, text: str, tokens: Sequence) -> list[dict[str, Any]]:
+        """Return what is told of a piece."""
         if not text and self.body.logprobs is None:
-            return None
-        return self._choice(index, text, tokens, None)
+            return []
+        return [self._choice(index, text, tokens, None)]
 
-    def end(self, index: int, done: Completion) -> dict[str, Any]:
+    def end(self, index: int, done: Completion) -> list[dict[str, Any]]:
         """Return what comes after a text's last piece."""
-        return self._choice(index, "", (), done.finish_reason)
+        return [self._choice(index, "", (), done.finish_reason)]
 
     def _choice(self, index: int, text: str, tokens, reason: str | None) -> dict[str, Any]:
         wanted, logprobs = self.body.logprobs, None

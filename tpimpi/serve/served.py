@@ -54,6 +54,7 @@ class Served:
     context: int
     defaults: dict[str, Any]  # how to choose where a request is silent: the model's own
     queue: int
+    tool_form: Any = None  # how the model writes calls of tools, see structure.forms
     created: int = field(default_factory=lambda: int(time.time()))
     # Long prompts are cut to tokens beside the event loop, which others' texts pass through.
     worker: ThreadPoolExecutor = field(
