@@ -18,6 +18,7 @@ from tpimpi.model.config import ModelConfig
 from tpimpi.serve.face import Face
 from tpimpi.serve.served import Served
 from tpimpi.serve.settings import FaceSettings
+from tpimpi.structure.forms import HERMES
 
 SAID = "It is the east, and Juliet is the sun."
 CONTEXT = 128
@@ -29,6 +30,7 @@ class Text:
 
     prompt_ids: list
     settings: GenerationSettings
+    constraint: object
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -55,7 +57,7 @@ class Script:
         for token, _ in settings.sampling.logit_bias:
             if token >= self.config.vocab_size:
                 raise UserError(f"id {token} is beyond the vocabulary")
-        text = Text(prompt_ids, settings)
+        text = Text(prompt_ids, settings, constraint)
         self.texts.append(text)
         threading.Thread(target=self._make, args=(text, listener), daemon=True).start()
         return text
@@ -104,8 +106,7 @@ def served_by(service, names=("demo",), defaults=None):
     """Return the demo model with another engine."""
     return Served(
         names, service, service.tokenizer, ChatTemplate(DEMO), service.config, CONTEXT,
-        defaults or {},
-        service.most,
+        defaults or {}, service.most, HERMES,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """`tpimpi serve` as a user starts it: the real engine behind OpenAI's client, signals, mistakes."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -106,6 +107,40 @@ def test_a_stop_text_and_several_texts(server):
     )  # fmt: skip
     texts = [choice.message.content for choice in answer.choices]
     assert all("e" not in text for text in texts) and len(set(texts)) > 1
+
+
+def test_an_answer_under_a_schema(server):
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer"}, "name": {"type": "string", "maxLength": 9}},
+        "required": ["age", "name"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "who", "schema": schema}}
+    answer = server.client().chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "Who?"}], response_format=form,
+        max_tokens=200, n=2, seed=2,
+    )  # fmt: skip
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        found = json.loads(choice.message.content)
+        assert set(found) == {"age", "name"} and isinstance(found["age"], int)
+
+
+def test_a_call_that_must_be(server):
+    parameters = {
+        "type": "object", "properties": {"hour": {"enum": [1, 2, 3]}}, "required": ["hour"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    tool = {"type": "function", "function": {"name": "ring", "parameters": parameters}}
+    stream = server.client().chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "Ring"}], tools=[tool], stream=True,
+        tool_choice="required", parallel_tool_calls=False, max_tokens=200, seed=4,
+    )  # fmt: skip
+    chunks = [chunk.choices[0] for chunk in stream]
+    calls = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+    assert calls[0].function.name == "ring" and chunks[-1].finish_reason == "tool_calls"
+    assert json.loads("".join(call.function.arguments for call in calls))["hour"] in (1, 2, 3)
 
 
 def test_what_the_engine_refuses(server):

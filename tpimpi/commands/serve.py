@@ -244,18 +244,15 @@ def _served(options: Options, model, llm, service):
     """Return the model as the server sees it (rank 0)."""
     from tpimpi.checkpoint.template import ChatTemplate
     from tpimpi.serve.served import Served
-    from tpimpi.serve.structures import THERE
+    from tpimpi.structure import tool_form_of
 
-    if THERE:
-        from tpimpi.structure import tool_form_of
     template = ChatTemplate(options.model)
     if not template.is_own:
         say(f"{model.config.name} has no chat template; chats are written in {template.source}")
-    tool_form = tool_form_of(options.model, llm.tokenizer) if THERE else None
     names = options.face.names or (model.config.name,)
     return Served(
         names, service, llm.tokenizer, template, model.config, llm.plan.context, llm.defaults,
-        options.face.queue, tool_form,
+        options.face.queue, tool_form_of(options.model, llm.tokenizer),
     )  # fmt: skip
 
 

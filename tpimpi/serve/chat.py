@@ -57,8 +57,9 @@ async def _ask(context: Context, body: ChatRequest) -> ChatAsked:
         settings,
         structures.constraint,
     )
+    asked = ChatAsked(body, choices, name, structures)
     await submit(choices)
-    return ChatAsked(body, choices, name, structures)
+    return asked
 
 
 def _prompt_ids(served: Served, body: ChatRequest) -> list[int]:

@@ -42,8 +42,9 @@ async def _ask(context: Context, body: CompletionRequest) -> CompletionAsked:
         settings,
         structures.constraint,
     )
+    asked = CompletionAsked(body, choices, name)
     await submit(choices)
-    return CompletionAsked(body, choices, name)
+    return asked
 
 
 def _prompt_ids(served: Served, prompt: str | list) -> list[list[int]]:

@@ -15,6 +15,7 @@ from tpimpi.engine.settings import GenerationSettings
 from tpimpi.model.config import ModelConfig
 from tpimpi.serve.errors import ApiError
 from tpimpi.serve.schema import Choosing
+from tpimpi.structure import ToolForm
 
 OPENAI = {"temperature": 1.0, "top_p": 1.0}  # where the model's files are silent, too
 
@@ -54,7 +55,7 @@ class Served:
     context: int
     defaults: dict[str, Any]  # how to choose where a request is silent: the model's own
     queue: int
-    tool_form: Any = None  # how the model writes calls of tools, see structure.forms
+    tool_form: ToolForm  # how the model writes calls of tools
     created: int = field(default_factory=lambda: int(time.time()))
     # Long prompts are cut to tokens beside the event loop, which others' texts pass through.
     worker: ThreadPoolExecutor = field(

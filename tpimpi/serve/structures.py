@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from tpimpi.errors import UserError
-from tpimpi.serve.errors import ApiError, unsupported
+from tpimpi.serve.errors import ApiError
 from tpimpi.serve.schema import ChatRequest, CompletionRequest
 from tpimpi.serve.served import Served
-
-THERE = find_spec("tpimpi.structure") is not None
+from tpimpi.structure import ToolCallParser, structure_of
 
 
 def uses_tools(body: ChatRequest | CompletionRequest) -> bool:
@@ -39,16 +37,11 @@ class Structures:
                 400, "tool_choice chooses among tools, and there are none; add some",
                 "invalid_value", "tool_choice",
             )  # fmt: skip
-        if not THERE and (self._form is not None or self._asked):
-            param = "response_format" if self._form is not None else "tools"
-            raise unsupported(param, "answers are free text here")
 
     def constraint(self) -> Any:
         """Return what one text is kept to (any thread; it may take long). Raises ApiError."""
         if self._form is None and not self._asked:
             return None
-        from tpimpi.structure import structure_of
-
         try:
             return structure_of(
                 self._served.tokenizer, self._served.config, self._form, **self._asked
@@ -66,8 +59,6 @@ class Reader:
     """A message as it comes: its content, and calls of tools in it, put together."""
 
     def __init__(self, served: Served):
-        from tpimpi.structure import ToolCallParser
-
         self._parser = ToolCallParser(served.tool_form)
         self.content: str | None = None
         self.calls: list[dict[str, Any]] = []
