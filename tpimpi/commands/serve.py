@@ -17,9 +17,10 @@ from tpimpi import status
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_text, read_text
 from tpimpi.console import say
+from tpimpi.engine.loading import CONTEXT, MAX_BATCH, SHARED, work_of
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.serve.settings import MAX_BATCH, PORT, QUEUE, FaceSettings
+from tpimpi.serve.settings import PORT, QUEUE, FaceSettings
 from tpimpi.shards.request import ShardRequest
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "answer over HTTP: OpenAI's API for programs, a chat page for people"
 LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "pydantic")
-CONTEXT, ENOUGH = 4096, 512  # tokens, where nothing is said; where a budget allows no more
 MOST_BATCH, MOST_QUEUE, MOST_PORT = 256, 65536, 65535
 LONGEST_NAME = 200
 TWICE = 0.5  # seconds within which launchers may send the same signal again
@@ -46,6 +46,7 @@ class Options:
     key_files: tuple[str, ...]
     max_batch: int
     context: int | None  # tokens; None: CONTEXT, or what the model or the budget allows
+    kv_tokens: int | None  # of all texts together; None: of some contexts
     grace: float  # seconds that running answers have to end
 
 
@@ -127,6 +128,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "the model or the memory budget allows)",
     )  # fmt: skip
     limits.add_argument(
+        "--kv-tokens", type=flags.tokens(2), metavar="N",
+        help="tokens whose keys and values there is memory for, of all answers together (default: "
+        f"those of {SHARED} contexts, or fewer where weights would have to stream for them)",
+    )  # fmt: skip
+    limits.add_argument(
         "--grace", type=flags.number(float, 0, 86400), default=30.0, metavar="SECONDS",
         help="how long running answers may go on after Ctrl-C or SIGTERM; a second one ends at "
         "once (default: %(default)g)",
@@ -155,7 +161,7 @@ def options(args: argparse.Namespace) -> Options:
     )  # fmt: skip
     return Options(
         args.model, flags.shard_request(args), flags.memory_request(args), args.allreduce, face,
-        tuple(args.api_key_file), args.max_batch, args.context, args.grace,
+        tuple(args.api_key_file), args.max_batch, args.context, args.kv_tokens, args.grace,
     )  # fmt: skip
 
 
@@ -214,7 +220,6 @@ def _opened(options: Options) -> Face:
 def _serve(options: Options, group, threads: int, face: Face | None) -> None:
     """Load the model, and serve it (collective)."""
     from tpimpi.engine.llm import OpenModel
-    from tpimpi.memory.account import Work
 
     model = OpenModel(group, options.model, options.shards)
     most = model.config.max_positions
@@ -223,11 +228,12 @@ def _serve(options: Options, group, threads: int, face: Face | None) -> None:
             raise UserError(
                 f"--context {options.context} is longer than the model's {most}; give less"
             )
-    context = options.context or min(CONTEXT, most)
-    enough = context if options.context else min(ENOUGH, most)
-    batch = options.max_batch
-    # Keys and values of all texts at their longest, where that leaves all weights in memory.
-    work = Work(context - 1, context, batch, batch * context, logits=batch, enough=enough)
+        if options.kv_tokens is not None and options.kv_tokens < (options.context or 2):
+            raise UserError(
+                f"--kv-tokens {options.kv_tokens} are too few for one context of "
+                f"{options.context or 2}; give more"
+            )
+    work = work_of(model.config, options.context, options.max_batch, options.kv_tokens)
     with model.load(options.memory, work, threads, options.allreduce) as llm:
         service = llm.service(queue=options.face.queue)
         if face is not None:

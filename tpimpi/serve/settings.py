@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PORT = 8000
-QUEUE, MAX_BATCH = 64, 8  # requests that wait, texts that are made at once
+QUEUE = 64  # texts that wait
 
 
 @dataclass(frozen=True)
