@@ -12,6 +12,7 @@ import time
 import httpx2
 import openai
 import pytest
+from test_commands_kill import rank_processes
 
 from program import DEMO, GREEDY, TPIMPI, refused, run
 from tpimpi.commands.command_line import parse
@@ -255,3 +256,19 @@ def test_mistakes(mpirun, tmp_path):
 def test_flags_that_make_no_sense(flags):
     with pytest.raises(UserError, match=flags[0].rstrip("=")):
         parse(["serve", "--model", str(DEMO), *flags])
+
+
+def test_a_rank_that_dies_ends_the_server_and_its_answers(mpirun, tmp_path):
+    with serving(mpirun, 2, tmp_path, "--port", 0) as server:
+        stream = server.client().completions.create(
+            model="demo", prompt="A", max_tokens=500, n=8, stream=True,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        chunks = iter(stream)
+        next(chunks)
+        begin = time.monotonic()
+        os.kill(rank_processes(server.process)[1], signal.SIGKILL)
+        with pytest.raises((openai.APIError, httpx2.TransportError)):
+            list(chunks)
+        assert server.process.wait(20) == 1 and time.monotonic() - begin < 15
+        assert "rank 1 on " in server.errors and "was killed" in server.errors

@@ -1,6 +1,8 @@
 """The server as HTTP has it: who may come in, what is refused and how, what goes on meanwhile."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import socket
 import ssl
@@ -16,6 +18,7 @@ from tpimpi import status
 from tpimpi.errors import UserError
 from tpimpi.serve.body import most_bytes
 from tpimpi.serve.face import Face
+from tpimpi.serve.page import _page
 from tpimpi.serve.settings import FaceSettings
 
 HTTP = httpx2.Client(timeout=20)
@@ -422,3 +425,22 @@ def test_a_log_that_cant_be_written_does_not_end_the_server(capfd):
     with face(access_log="/dev/full") as (server, _):
         assert [post(server, CHAT).status_code for _ in range(3)] == [200] * 3
     assert capfd.readouterr().err.count("the access log can't be written any more") == 1
+
+
+def test_the_page_may_run_its_own_script_only(server, tmp_path, monkeypatch):
+    page = tmp_path / "page.html"
+    script = "<script>alert('</'+'b>')</script>"
+    page.write_text(f"<!doctype html><style>b {{}}</style>{script}", encoding="utf-8")
+    monkeypatch.setattr("tpimpi.serve.page.PAGE", page)
+    _page.cache_clear()
+    answer = HTTP.get(server.url)
+    _page.cache_clear()
+    assert answer.text == page.read_text() and answer.headers["content-type"].startswith(
+        "text/html"
+    )
+    digest = base64.b64encode(hashlib.sha256(b"alert('</'+'b>')").digest()).decode()
+    policy = dict(
+        part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; ")
+    )
+    assert policy["script-src"] == f"'sha256-{digest}'" and policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'" and policy["frame-ancestors"] == "'none'"

@@ -252,13 +252,13 @@ def _served(options: Options, model, llm, service):
     from tpimpi.serve.served import Served
     from tpimpi.structure import tool_form_of
 
-    template = ChatTemplate(options.model)
+    template = ChatTemplate(model.directory)
     if not template.is_own:
         say(f"{model.config.name} has no chat template; chats are written in {template.source}")
     names = options.face.names or (model.config.name,)
     return Served(
         names, service, llm.tokenizer, template, model.config, llm.plan.context, llm.defaults,
-        options.face.queue, tool_form_of(options.model, llm.tokenizer),
+        options.face.queue, tool_form_of(model.directory, llm.tokenizer),
     )  # fmt: skip
 
 
