@@ -78,6 +78,8 @@ def server():
         (CHAT | {"logit_bias": {"1": 101}}, "logit_bias", ["100"]),
         (CHAT | {"top_logprobs": 3}, "top_logprobs", ["logprobs"]),
         (CHAT | {"stream_options": {}}, "stream_options", ["stream: true"]),
+        (CHAT | {"stream": True, "stream_options": {"include": 1}}, "stream_options", ["unknown"]),
+        (CHAT | {"logit_bias": {str(i): 1 for i in range(4097)}}, "logit_bias", ["4097 tokens"]),
         (CHAT | {"temprature": 1}, "temprature", ["unknown field"]),
         (CHAT | {"functions": [{"name": "f"}]}, "functions", ["use tools"]),
         (CHAT | {"reasoning_effort": "low"}, "reasoning_effort", ["chat_template_kwargs"]),
@@ -141,6 +143,35 @@ def test_a_huge_body(server):
 
     told(HTTP.post(server.url + "/v1/completions", content=parts()), 413)
     assert post(server, CHAT).status_code == 200
+
+
+MEGABYTE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "path, start, item, end",
+    [
+        ("/v1/chat/completions", '{"messages":[', "1", "]}"),
+        ("/v1/chat/completions", '{"messages":[', "{}", "]}"),
+        ("/v1/chat/completions", '{"messages":[{"role":"user","content":[', "1", "]}]}"),
+        ("/v1/chat/completions", '{"messages":[{"role":"user"}],"tools":[', "1", "]}"),
+        ("/v1/chat/completions", '{"logit_bias":{', '"a%d":"x"', "}}"),
+        ("/v1/chat/completions", '{"stream_options":{', '"a%d":1', "}}"),
+        ("/v1/chat/completions", "{", '"a%d":1', "}"),
+        ("/v1/completions", '{"prompt":[', "{}", "]}"),
+        ("/v1/completions", '{"prompt":[', "-1", "]}"),
+        ("/v1/completions", '{"prompt":[', '"a"', "]}"),
+        ("/v1/completions", '{"prompt":[', "[1]", "]}"),
+        ("/detokenize", '{"tokens":[', "-1", "]}"),
+    ],
+)  # fmt: skip
+def test_a_body_with_many_mistakes_takes_no_longer_than_one(server, path, start, item, end):
+    count = MEGABYTE // (len(item) + 4)
+    body = start + ",".join(item % i if "%" in item else item for i in range(count)) + end
+    begin = time.monotonic()
+    answer = post(server, body.encode(), path)
+    assert time.monotonic() - begin < 1.0
+    assert answer.status_code == 400 and len(answer.content) < 1000
 
 
 def test_a_body_that_does_not_come():
@@ -411,12 +442,14 @@ def test_the_access_log_has_no_prompts(tmp_path):
         HTTP.get(server.url + "/hush?hush=hush", headers={"Authorization": "hush"})
     text = log.read_text()
     assert "hush" not in text and SAID not in text
-    chat, stream, refused, nowhere = map(json.loads, text.splitlines())
+    lines = [json.loads(line) for line in text.splitlines()]  # as requests ended
+    (stream,) = (line for line in lines if line.get("stream"))
+    chat, refused, nowhere = (line for line in lines if line is not stream)
     assert chat["id"] == answer.headers["x-request-id"]
     assert (chat["method"], chat["path"], chat["status"]) == ("POST", "/v1/chat/completions", 200)
     assert chat["client"] == "127.0.0.1" and chat["model"] == "demo"
     assert chat["completion_tokens"] > 0 and chat["finish_reason"] == "stop"
-    assert stream["stream"] and stream["completion_tokens"] == chat["completion_tokens"]
+    assert stream["completion_tokens"] == chat["completion_tokens"]
     assert (refused["status"], nowhere["path"]) == (400, "other")
     assert time.strptime(chat["time"][:19], "%Y-%m-%dT%H:%M:%S")
 

@@ -182,13 +182,13 @@ def run(options: Options, group, threads: int) -> None:
             face = _opened(options)
     try:
         _serve(options, group, threads, face)
-    except BaseException as error:
+    except Exception as error:  # a signal leaves no time for more
         if face is not None:
             face.end(error)
-        raise
-    finally:
-        if face is not None:
             face.close()
+        raise
+    if face is not None:
+        face.close()
 
 
 def _opened(options: Options) -> Face:

@@ -95,9 +95,19 @@ async def read(request: Request, kind: type[B]) -> B:
 
 
 def check_stream(body: Choosing) -> None:
-    """Refuse stream_options without a stream. Raises ApiError."""
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options needs stream: true", "invalid_value", "stream_options")
+    """Refuse stream_options without a stream, and those that are not known. Raises ApiError."""
+    options = body.stream_options
+    if options is None:
+        return
+    why = "stream_options needs stream: true"
+    for name, value in (options.model_extra or {}).items():
+        if value is not None:
+            why = f"stream_options has an unknown field: {name[:100]!a}"
+            break
+    else:
+        if body.stream:
+            return
+    raise ApiError(400, why, "invalid_value", "stream_options")
 
 
 async def submit(choices: Choices) -> None:

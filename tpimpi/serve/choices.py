@@ -65,6 +65,8 @@ class Choices:
                     return
         except Exception as error:
             self.close()
+            if isinstance(error, ApiError):
+                raise
             raise api_error(error) from error
 
     async def events(self) -> AsyncIterator[tuple[int, Any]]:

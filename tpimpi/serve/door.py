@@ -39,7 +39,7 @@ class Door:
         self._keys = [key.encode() for key in settings.keys]
         self._origins = {origin.rstrip("/").lower() for origin in settings.origins}
         here = {"localhost", settings.host, socket.gethostname(), f"{socket.gethostname()}.local"}
-        here |= {urlsplit(origin).hostname or "" for origin in settings.origins}
+        here |= {urlsplit(origin).hostname for origin in settings.origins} - {None}
         self._hosts = {name.lower() for name in here}
         self._log = AccessLog(settings.access_log)
 
@@ -108,7 +108,12 @@ class Door:
         return None
 
     def _is_here(self, host: str) -> bool:
-        """Tell whether a Host header means this machine; an address can't be made to lead here."""
+        """Tell whether a Host header means this machine.
+
+        An address can't be made to lead here, and every browser sends the header.
+        """
+        if not host:
+            return True
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:

@@ -4,17 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from tpimpi.engine.settings import MOST_BIAS, MOST_PENALTY
 
 MOST_CHOICES, MOST_STOPS, MOST_STOP = 128, 16, 1024
 MOST_TOKENS = 1 << 24  # longer than any model's context
-MOST_LOGPROBS = 20
+MOST_LOGPROBS, MOST_BIASES = 20, 4096
 _ID = Annotated[int, Field(ge=0, lt=1 << 31)]
 _Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP)]
+# The first wrong item is enough: a sentence for each of a million takes hundreds of megabytes.
+_Ids = Annotated[list[_ID], Field(fail_fast=True)]
+_Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 _Penalty = Annotated[float, Field(ge=-MOST_PENALTY, le=MOST_PENALTY)] | None
+
+
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MOST_BIASES:
+        raise PydanticCustomError(
+            "too_many", "{count} tokens are more than {most}",
+            {"count": len(value), "most": MOST_BIASES},
+        )  # fmt: skip
+    return value
+
+
+_Bias = Annotated[
+    dict[
+        Annotated[str, Field(pattern="^[0-9]{1,9}$")],
+        Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)],
+    ],
+    Field(max_length=MOST_BIASES), BeforeValidator(_few),
+]  # fmt: skip
 
 
 class Body(BaseModel):
@@ -27,7 +48,7 @@ class Body(BaseModel):
 class StreamOptions(BaseModel):
     """How an answer is streamed."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="allow")
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # padding against those who watch sizes: none is added
 
@@ -50,21 +71,15 @@ class Choosing(Body):
     repetition_penalty: Annotated[float, Field(ge=1e-3, le=1e3)] | None = None
     presence_penalty: _Penalty = None
     frequency_penalty: _Penalty = None
-    logit_bias: (
-        dict[
-            Annotated[str, Field(pattern="^[0-9]{1,9}$")],
-            Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)],
-        ]
-        | None
-    ) = None
+    logit_bias: _Bias | None = None
     seed: (
         Annotated[
             int, Field(ge=-(1 << 63), lt=1 << 63, description="text i of a request has seed + i")
         ]
         | None
     ) = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS)] | None = None
-    stop_token_ids: Annotated[list[_ID], Field(max_length=64)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(fail_fast=True, max_length=MOST_STOPS)] | None = None
+    stop_token_ids: Annotated[_Ids, Field(max_length=64)] | None = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -73,7 +88,7 @@ class Choosing(Body):
 class Part(BaseModel):
     """A part of a message's content."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="ignore")
     type: Literal["text"]
     text: str
 
@@ -91,7 +106,7 @@ class Part(BaseModel):
 class CalledFunction(BaseModel):
     """A function that the assistant called; `arguments` are JSON."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="ignore")
     name: str
     arguments: str
 
@@ -99,7 +114,7 @@ class CalledFunction(BaseModel):
 class ToolCall(BaseModel):
     """A call of a tool in an earlier answer."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="ignore")
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -109,11 +124,11 @@ class ToolCall(BaseModel):
 class Message(BaseModel):
     """One message of a conversation."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
@@ -125,9 +140,9 @@ class Message(BaseModel):
 class Conversation(Body):
     """What a chat template is given."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[dict[str, Any]] | None = None
-    documents: list[dict[str, Any]] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
+    tools: _Objects | None = None
+    documents: _Objects | None = None
     chat_template_kwargs: (
         Annotated[
             dict[str, Any], Field(description="what else the model's template asks for by name")
@@ -155,11 +170,11 @@ class CompletionRequest(Choosing):
     kind = "completion"
     prompt: (
         str
-        | Annotated[list[_ID], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[_Ids, Field(min_length=1)]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES)]
         | Annotated[
-            list[Annotated[list[_ID], Field(min_length=1)]],
-            Field(min_length=1, max_length=MOST_CHOICES),
+            list[Annotated[_Ids, Field(min_length=1)]],
+            Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES),
         ]
     )
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
@@ -174,9 +189,9 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     add_special_tokens: bool | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    documents: list[dict[str, Any]] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)] | None = None
+    tools: _Objects | None = None
+    documents: _Objects | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
 
@@ -186,4 +201,4 @@ class DetokenizeRequest(Body):
 
     kind = "detokenize"
     model: str | None = None
-    tokens: list[_ID]
+    tokens: _Ids
