@@ -1,7 +1,8 @@
 """The chat page as `tpimpi serve` shows it: a real browser, server and model, on two ranks."""
 
-from page_browser import ARTICLE, expect, say
 from test_commands_serve import serving
+
+from page_browser import ARTICLE, expect, say
 
 pytest_plugins = "page_browser"
 
