@@ -128,3 +128,16 @@ def until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < end, "it has not come"
         time.sleep(0.005)
+
+
+class Cost:
+    """The seconds that the newest server's thread has computed since this was made."""
+
+    def __init__(self):
+        thread = [thread for thread in threading.enumerate() if thread.name == "http"][-1]
+        self._clock = time.pthread_getcpuclockid(thread.ident)
+        self._begin = time.clock_gettime(self._clock)
+
+    def seconds(self):
+        """How many."""
+        return time.clock_gettime(self._clock) - self._begin

@@ -15,6 +15,7 @@ import pytest
 from test_commands_kill import rank_processes
 
 from program import DEMO, GREEDY, TPIMPI, refused, run
+from tpimpi.commands import serve as command
 from tpimpi.commands.command_line import parse
 from tpimpi.errors import UserError
 
@@ -272,3 +273,9 @@ def test_a_rank_that_dies_ends_the_server_and_its_answers(mpirun, tmp_path):
             list(chunks)
         assert server.process.wait(20) == 1 and time.monotonic() - begin < 15
         assert "rank 1 on " in server.errors and "was killed" in server.errors
+
+
+def test_a_library_that_is_missing(monkeypatch):
+    monkeypatch.setattr(command, "LIBRARIES", ("starlette", "no_such_library"))
+    with pytest.raises(UserError, match="needs no_such_library: .* -m pip install"):
+        command._opened(parse(["serve", "--model", str(DEMO)]).options)

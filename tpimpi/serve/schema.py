@@ -29,6 +29,16 @@ def _few(value: Any) -> Any:
     return value
 
 
+def _few_prompts(value: Any) -> Any:
+    several = isinstance(value, list) and value and not isinstance(value[0], int)
+    if several and len(value) > MOST_CHOICES:
+        raise PydanticCustomError(
+            "too_many", "{count} prompts are more than {most}",
+            {"count": len(value), "most": MOST_CHOICES},
+        )  # fmt: skip
+    return value
+
+
 _Bias = Annotated[
     dict[
         Annotated[str, Field(pattern="^[0-9]{1,9}$")],
@@ -168,15 +178,16 @@ class CompletionRequest(Choosing):
     """POST /v1/completions. The prompt is a text, its ids, or a list of those."""
 
     kind = "completion"
-    prompt: (
+    prompt: Annotated[
         str
         | Annotated[_Ids, Field(min_length=1)]
-        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
         | Annotated[
             list[Annotated[_Ids, Field(min_length=1)]],
-            Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES),
-        ]
-    )
+            Field(min_length=1, max_length=MOST_CHOICES),
+        ],
+        BeforeValidator(_few_prompts),
+    ]
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     response_format: dict[str, Any] | None = None
