@@ -18,6 +18,7 @@ from program import DEMO, GREEDY, TPIMPI, refused, run
 from tpimpi.commands import serve as command
 from tpimpi.commands.command_line import parse
 from tpimpi.errors import UserError
+from tpimpi.serve.settings import most_body
 
 SECONDS = 120
 
@@ -175,6 +176,25 @@ def test_figures_of_all_ranks(server):
     text = httpx2.get(f"{server.url}/metrics").text
     for rank in range(len(ranks)):
         assert re.search(rf'tpimpi_rank_compute_seconds_total{{.*rank="{rank}"}} [0-9.]+', text)
+
+
+def test_memory_stays_within_the_plan(server):
+    context = server.client().models.list().data[0].model_extra["max_model_len"]
+    start, item, end = '{"messages":[', '{"role":"user","content":""}', "]}"
+    count = most_body(context) // (len(item) + 1) - 1
+    body = start + ",".join([item] * count) + end
+    for _ in range(3):
+        answer = httpx2.post(f"{server.url}/v1/chat/completions", content=body.encode())
+        assert answer.status_code == 400
+    end = time.monotonic() + 20
+    while not (ranks := httpx2.get(f"{server.url}/v1/ranks").json()["ranks"]):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    time.sleep(1.5)  # until figures are told anew
+    httpx2.get(f"{server.url}/v1/ranks")
+    time.sleep(1.5)
+    ranks = httpx2.get(f"{server.url}/v1/ranks").json()["ranks"]
+    assert all(rank["peak_memory_bytes"] <= rank["planned_memory_bytes"] for rank in ranks)
 
 
 @pytest.mark.parametrize("ranks, number", [(0, signal.SIGINT), (2, signal.SIGTERM)])

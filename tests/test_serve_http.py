@@ -16,10 +16,9 @@ import pytest
 from serving import CONTEXT, SAID, Cost, face, script, until
 from tpimpi import status
 from tpimpi.errors import UserError
-from tpimpi.serve.body import most_bytes
 from tpimpi.serve.face import Face
 from tpimpi.serve.page import _page
-from tpimpi.serve.settings import FaceSettings
+from tpimpi.serve.settings import FaceSettings, most_body
 
 HTTP = httpx2.Client(timeout=20)
 CHAT = {"messages": [{"role": "user", "content": "Who is there?"}]}
@@ -134,7 +133,7 @@ def test_paths_and_methods_that_are_not_there(server):
 
 
 def test_a_huge_body(server):
-    most = most_bytes(CONTEXT)
+    most = most_body(CONTEXT)
     told(post(server, b"x" * (most + 1)), 413, str(most))
 
     def parts():
@@ -143,9 +142,6 @@ def test_a_huge_body(server):
 
     told(HTTP.post(server.url + "/v1/completions", content=parts()), 413)
     assert post(server, CHAT).status_code == 200
-
-
-MEGABYTE = 1 << 20
 
 
 @pytest.mark.parametrize(
@@ -166,11 +162,11 @@ MEGABYTE = 1 << 20
     ],
 )  # fmt: skip
 def test_a_body_with_many_mistakes_takes_no_longer_than_one(server, path, start, item, end):
-    count = MEGABYTE // (len(item) + 4)
+    count = most_body(CONTEXT) // (len(item) + 4)
     body = start + ",".join(item % i if "%" in item else item for i in range(count)) + end
     cost = Cost()
     answer = post(server, body.encode(), path)
-    assert cost.seconds() < 0.6  # most of which is to take and read a megabyte
+    assert cost.seconds() < 0.3
     assert answer.status_code == 400 and len(answer.content) < 1000
 
 

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from tpimpi import status
 from tpimpi.commands import flags
 from tpimpi.commands.files import check_folder, check_text, read_text
 from tpimpi.console import say
 from tpimpi.engine.loading import CONTEXT, MAX_BATCH, SHARED, work_of
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
-from tpimpi.serve.settings import PORT, QUEUE, FaceSettings
+from tpimpi.serve.ending import graceful
+from tpimpi.serve.settings import PORT, QUEUE, FaceSettings, memory_of_serving
 from tpimpi.shards.request import ShardRequest
 
 if TYPE_CHECKING:
@@ -30,8 +25,6 @@ SUMMARY = "answer over HTTP: OpenAI's API for programs, a chat page for people"
 LIBRARIES = ("starlette", "uvicorn", "prometheus_client", "pydantic")
 MOST_BATCH, MOST_QUEUE, MOST_PORT = 256, 65536, 65535
 LONGEST_NAME = 200
-TWICE = 0.5  # seconds within which launchers may send the same signal again
-CLOSING = 15.0  # ... that it takes at most to end after the last answer
 
 
 @dataclass(frozen=True)
@@ -233,7 +226,10 @@ def _serve(options: Options, group, threads: int, face: Face | None) -> None:
                 f"--kv-tokens {options.kv_tokens} are too few for one context of "
                 f"{options.context or 2}; give more"
             )
+        if group.rank == 0:
+            _prepare(model)
     work = work_of(model.config, options.context, options.max_batch, options.kv_tokens)
+    work = replace(work, beside=memory_of_serving(work.context))
     with model.load(options.memory, work, threads, options.allreduce) as llm:
         service = llm.service(queue=options.face.queue)
         if face is not None:
@@ -242,8 +238,18 @@ def _serve(options: Options, group, threads: int, face: Face | None) -> None:
                 f"{model.config.name} is served at {face.url} (OpenAI's API at {face.url}/v1), "
                 f"contexts of up to {llm.plan.context} tokens; Ctrl-C ends it"
             )
-        with _graceful(face, options.grace):
+        with graceful(face, options.grace):
             service.run()
+
+
+def _prepare(model) -> None:
+    """Load now what the first answer under a schema would: so its memory is in the plan."""
+    from tpimpi.structure import vocabulary_of
+
+    try:
+        vocabulary_of(model.tokenizer, model.config)
+    except UserError as error:
+        say(f"answers can't be kept to structures: {error}")
 
 
 def _served(options: Options, model, llm, service):
@@ -260,40 +266,3 @@ def _served(options: Options, model, llm, service):
         names, service, llm.tokenizer, template, model.config, llm.plan.context, llm.defaults,
         options.face.queue, tool_form_of(model.directory, llm.tokenizer),
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _graceful(face: Face | None, seconds: float) -> Iterator[None]:
-    """Let the first signal in a block stop the server, and a second one end the program.
-
-    Only rank 0 has a server to stop; the other ranks go on until it has stopped.
-    """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    stopped: list[float] = []  # when
-
-    def stop(number: int, frame=None) -> None:
-        now = time.monotonic()
-        if not stopped:
-            stopped.append(now)
-            if face is not None:
-                face.stop(seconds)
-                # Not here: what this interrupts may be in the midst of telling something.
-                threading.Thread(target=tell, name="stopping").start()
-        elif not status.current.guarded and now - stopped[0] > TWICE:
-            before[number](number, frame)
-
-    def tell() -> None:
-        say(
-            f"stopping: no more requests are taken, running answers have {seconds:g} s to end; "
-            "another signal ends at once"
-        )
-
-    for number in before:
-        signal.signal(number, stop)
-    status.current.grace = seconds + CLOSING
-    try:
-        yield
-    finally:
-        status.current.grace = 0.0
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -31,7 +31,7 @@ def needs_of(
             blocks[block] = blocks.get(block, 0) + tape[piece.name].nbytes
         elif piece.tensor.kind is not Kind.TABLE:
             small += 4 * piece.size
-    sampling = SAMPLING_BYTES * config.vocab_size if mine.rank == 0 else 0
+    leading = SAMPLING_BYTES * config.vocab_size + work.beside if mine.rank == 0 else 0
     columns = max((tensor.shape[1] for tensor in tape.values()), default=0)
     heads, kv_heads = len(mine.q_heads), len(mine.kv_heads)
     shape = (heads, kv_heads, config.head_dim, work.context, threads)
@@ -45,7 +45,7 @@ def needs_of(
     return Needs(
         process=resident_bytes() - tokenizer, tokenizer=tokenizer if mine.rank == 0 else 0,
         peak=peak_bytes(),
-        fixed=small + sampling + scratch, per_token=per_token, per_logits=per_logits,
+        fixed=small + leading + scratch, per_token=per_token, per_logits=per_logits,
         logits=max(work.logits, 1),
         kv_page=page_bytes(config.num_layers, kv_heads, config.head_dim),
         page_tokens=PAGE_TOKENS, window=kept_window(config.windows), tensors=tuple(tape.values()),

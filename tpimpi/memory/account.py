@@ -42,6 +42,7 @@ class Work:
     longest_chunk: int | None = None
     logits: int = 1  # rows of logits that one pass may ask for
     enough: int | None = None  # tokens that a context must hold (None: the prompt and one more)
+    beside: int = 0  # bytes that rank 0 takes meanwhile for something else, such as a server
 
     @property
     def smallest_context(self) -> int:

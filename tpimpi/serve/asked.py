@@ -11,12 +11,13 @@ from starlette.responses import JSONResponse
 
 from tpimpi.engine.generation import Completion
 from tpimpi.serve.answers import head
-from tpimpi.serve.body import most_bytes, read_body
+from tpimpi.serve.body import read_body
 from tpimpi.serve.choices import Choices
 from tpimpi.serve.context import beside, context_of
 from tpimpi.serve.errors import ApiError
 from tpimpi.serve.logprobs import Teller
 from tpimpi.serve.schema import Choosing
+from tpimpi.serve.settings import most_body
 from tpimpi.serve.stream import EventStream, event, while_connected
 
 B = TypeVar("B", bound=Choosing)
@@ -88,7 +89,7 @@ class Asked(ABC):
 async def read(request: Request, kind: type[B]) -> B:
     """Return a request's body, once there is a model. Raises ApiError."""
     context = context_of(request)
-    most = most_bytes(context.model().context)
+    most = most_body(context.model().context)
     body = await read_body(request, kind, most, context.settings.body_seconds)
     check_stream(body)
     return body

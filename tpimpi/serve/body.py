@@ -14,14 +14,6 @@ from tpimpi.serve.schema import Body
 
 B = TypeVar("B", bound=Body)
 
-SMALL = 1 << 20  # bytes that every body may have
-PER_TOKEN = 64  # ... and for each token of the context; a token is hardly ever so long
-
-
-def most_bytes(context: int) -> int:
-    """Return the size of the largest body that may be a request."""
-    return SMALL + PER_TOKEN * context
-
 
 async def read_body(request: Request, kind: type[B], most: int, seconds: float) -> B:
     """Return a request's body as what it is to be.

@@ -9,12 +9,13 @@ from starlette.responses import JSONResponse, Response
 
 from tpimpi.serve import metrics
 from tpimpi.serve.answers import ModelEntry
-from tpimpi.serve.body import most_bytes, read_body
+from tpimpi.serve.body import read_body
 from tpimpi.serve.context import beside, context_of
 from tpimpi.serve.errors import SOON, ApiError
 from tpimpi.serve.messages import conversation_text
 from tpimpi.serve.schema import DetokenizeRequest, TokenizeRequest
 from tpimpi.serve.served import Served
+from tpimpi.serve.settings import most_body
 
 
 async def models(request: Request) -> Response:
@@ -61,7 +62,7 @@ async def tokenize(request: Request) -> Response:
     context = context_of(request)
     served = context.model()
     body = await read_body(
-        request, TokenizeRequest, most_bytes(served.context), context.settings.body_seconds
+        request, TokenizeRequest, most_body(served.context), context.settings.body_seconds
     )
     served.named(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -85,7 +86,7 @@ async def detokenize(request: Request) -> Response:
     context = context_of(request)
     served = context.model()
     body = await read_body(
-        request, DetokenizeRequest, most_bytes(served.context), context.settings.body_seconds
+        request, DetokenizeRequest, most_body(served.context), context.settings.body_seconds
     )
     served.named(body.model)
     if max(body.tokens, default=0) >= served.config.vocab_size:

@@ -30,3 +30,19 @@ class FaceSettings:
     ping_seconds: float = 5.0  # of silence, after which a stream says that it lives
     body_seconds: float = 60.0  # in which a request's body must have come
     closing_seconds: float = 5.0  # that clients have to read the last of their answers
+
+
+SMALL = 256 << 10  # bytes that every body may have
+PER_TOKEN = 24  # ... and for each token of the context; of most languages a token has four
+TIMES = 36  # the memory of a body that is read, at worst: a message of 28 bytes is many objects
+SERVING = 12 << 20  # what many requests at once take besides, and a grammar
+
+
+def most_body(context: int) -> int:
+    """Return the bytes of the largest body that may be a request for this context."""
+    return SMALL + PER_TOKEN * context
+
+
+def memory_of_serving(context: int) -> int:
+    """Return the bytes that a server takes while it answers, beyond those at its start."""
+    return SERVING + TIMES * most_body(context)
