@@ -11,9 +11,10 @@ from itertools import chain
 
 from tpimpi import status
 from tpimpi.commands import flags
+from tpimpi.commands.choosing import add_choice
 from tpimpi.commands.files import check_folder, check_text, read_text
 from tpimpi.console import say
-from tpimpi.engine.settings import MOST_BIAS, MOST_PENALTY, GenerationSettings, SamplingSettings
+from tpimpi.engine.settings import GenerationSettings, SamplingSettings
 from tpimpi.errors import UserError
 from tpimpi.memory.request import MemoryRequest
 from tpimpi.progress import Waiting
@@ -21,6 +22,7 @@ from tpimpi.shards.request import ShardRequest
 from tpimpi.units import size
 
 SUMMARY = "write text after a prompt"
+LENGTH = 20  # new tokens at most, where nothing is said
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     flags.add_model(parser)
     _add_prompt(parser)
-    _add_choice(parser)
+    add_choice(parser, LENGTH, str(LENGTH))
     flags.add_shards(parser)
     flags.add_ratio(parser)
     flags.add_memory(parser)
@@ -85,49 +87,6 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="don't print the prompt again; that of a file never is",
     )
-
-
-def _add_choice(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how to choose tokens and where to end."""
-    choice = parser.add_argument_group("choosing tokens")
-    choice.add_argument(
-        "--length", "-n", "--max-new-tokens", type=flags.tokens(1), default=20, metavar="N",
-        help="new tokens at most (default: 20)",
-    )  # fmt: skip
-    for names, metavar, kind, default, text in (
-        (("--temperature", "--temp"), "T", flags.number(float, 0), 1.0,
-         "divide the logits by T; 0 takes the likeliest token always"),
-        (("--top-k", "--k"), "K", flags.number(int, 0), 0,
-         "choose among the K likeliest; 0: all"),
-        (("--top-p", "--p"), "P", flags.number(float, 0, 1), 0.9,
-         "... among those whose probabilities add up to P; 1: all"),
-        (("--min-p",), "P", flags.number(float, 0, 1), 0.0,
-         "... at least P times as likely as the likeliest; 0: all"),
-        (("--repeat-penalty",), "X", flags.number(float, 1e-3), 1.0,
-         "divide the logits of tokens seen by X; 1: off"),
-        (("--presence-penalty",), "X", flags.number(float, -MOST_PENALTY, MOST_PENALTY), 0.0,
-         "subtract X from the logits of tokens that the text has"),
-        (("--frequency-penalty",), "X", flags.number(float, -MOST_PENALTY, MOST_PENALTY), 0.0,
-         "... for each time that it has them"),
-        (("--seed",), "N", flags.number(int, 0), 42, "seed of the random numbers"),
-    ):  # fmt: skip
-        choice.add_argument(
-            *names, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default})"
-        )
-    choice.add_argument(
-        "--logit-bias", action="append", default=[], type=flags.logit_bias, metavar="ID=X",
-        help=f"add X to the logit of the token with this id: -{MOST_BIAS:.0f} never takes it; "
-        "repeatable",
-    )  # fmt: skip
-    choice.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT",
-        help="end before this text, or at this special token; repeatable",
-    )  # fmt: skip
-    choice.add_argument(
-        "--stop-id", action="append", default=[], type=flags.number(int, 0), metavar="ID",
-        help="end at the token with this id; repeatable",
-    )  # fmt: skip
-    choice.add_argument("--ignore-eos", action="store_true", help="go on after an end token")
 
 
 def options(args: argparse.Namespace) -> Options:
