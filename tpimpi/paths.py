@@ -25,3 +25,11 @@ def free_disk(path: Path) -> int:
     """Return the bytes free where `path` lies or would lie."""
     disk = os.statvfs(there(path))
     return disk.f_bavail * disk.f_frsize
+
+
+def state_directory() -> Path:
+    """Return the user's directory of what tpimpi remembers. Raises UserError where no home is."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if base.startswith("~"):
+        raise UserError("there is no home folder; set XDG_STATE_HOME to a folder")
+    return Path(base) / "tpimpi"

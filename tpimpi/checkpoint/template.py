@@ -49,6 +49,8 @@ PLAIN = """\
 class ChatTemplate:
     """The template of a model directory, or one of those above; `source` says which.
 
+    `stop` are texts at which an answer in this form is over.
+
     Special tokens are what the tokenizer's settings call `bos_token`, `eos_token` and so on.
     Raises UserError.
     """
@@ -65,6 +67,8 @@ class ChatTemplate:
                 "Llama 2's [INST] form" if llama else "a plain form (User: ..., Assistant:)"
             )
         self.is_own = self.source.startswith("the template")
+        # A model that was not trained to end there goes on with the user's part.
+        self.stop = ("\nUser:",) if text == PLAIN else ()
         try:
             self._template = _ENVIRONMENT.from_string(text)
         except jinja2.TemplateError as error:

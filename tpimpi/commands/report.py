@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tpimpi.engine.figures import RankFigures, bound, made
+from tpimpi.engine.figures import RankFigures, binding, made
 from tpimpi.errors import MachineError
 from tpimpi.units import rate, size
 
@@ -15,13 +15,11 @@ _MADE = ("tokens", "prompt_tokens", "first_token_seconds", "tokens_per_second")
 
 def line(figures: dict, ranks: list[RankFigures]) -> str:
     """Return the one line that people read after a run."""
-    binds = bound(ranks)
-    last = f" (rank {binds.rank} on {binds.host} last)" if len(ranks) > 1 else ""
     return (
         made(*(figures[name] for name in _MADE)) + " | "
         f"peak memory {size(figures['peak_memory_bytes'])} a rank | "
         f"read {size(figures['bytes_read'])}, {rate(figures['read_bytes_per_second'])} | "
-        f"{binds.what} {binds.share:.0%}{last}"
+        f"{binding(ranks)}"
     )
 
 

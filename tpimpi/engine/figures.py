@@ -9,6 +9,7 @@ from tpimpi.comm.group import Group
 from tpimpi.memory.account import MemoryPlan
 from tpimpi.memory.process import peak_bytes
 from tpimpi.tape.tape import Tape
+from tpimpi.units import size
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,19 @@ def bound(ranks: list[RankFigures]) -> Bound:
     what = max(parts, key=parts.get)
     whole = max(sum(parts.values()), 1e-9)
     return Bound(what, parts[what] / whole, last.rank, last.host)
+
+
+def binding(ranks: list[RankFigures]) -> str:
+    """Return what binds a run, for people."""
+    binds = bound(ranks)
+    last = f" (rank {binds.rank} on {binds.host} last)" if len(ranks) > 1 else ""
+    return f"{binds.what} {binds.share:.0%}{last}"
+
+
+def taken(ranks: list[RankFigures]) -> str:
+    """Return what all texts of a run have taken together, for people."""
+    read, peak = sum(r.bytes_read for r in ranks), max(r.peak_memory_bytes for r in ranks)
+    return f"peak memory {size(peak)} a rank | read {size(read)} | {binding(ranks)}"
 
 
 def decode_rate(tokens: int, first: float, total: float) -> float:

@@ -63,6 +63,21 @@ def see_off(rank: int, launcher: int, patience: float = 0.0, text: str = "") -> 
         os._exit(0)
 
 
+def head(pid: int) -> int | None:
+    """Return the launcher's head above a process, None where it is not on this machine."""
+    found = _ancestor(pid, _HEADS)
+    return found[0] if found else None
+
+
+def is_in_foreground(pid: int) -> bool:
+    """Tell whether the terminal of a process is its own at the moment: it reads what is typed."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[2] == fields[5]  # its group, and its terminal's, see proc(5)
+
+
 def standard_error(launcher: int) -> int:
     """Return a file that leads to the user while all ranks are being ended.
 
