@@ -17,7 +17,7 @@ BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```\n", "```\n"
 # From the ground up, as imports run; what stands beside the wings comes first.
 WINGS = (
     "comm", "model", "checkpoint", "structure", "shards", "tape", "memory", "engine", "bench",
-    "serve", "commands",
+    "chat", "serve", "commands",
 )  # fmt: skip
 BESIDE = (
     "errors", "units", "paths", "console", "progress", "numba_settings", "slurm", "launch", "cli",

@@ -188,3 +188,14 @@ def test_texts_that_are_refused(flags, words):
 def test_what_no_flag_takes(words, said):
     with pytest.raises(UserError, match=said):
         parse(BASE + words)
+
+
+def test_chat_says_only_what_it_is_told():
+    options = parse(["chat", "-m", "M"]).options
+    assert options.said == {} and options.history and options.context is None
+    flags = ["--temp", "0", "-n", "7", "--logit-bias", "3=-1", "--stop", "END", "--no-history"]
+    options = parse(["chat", "-m", "M", *flags]).options
+    assert options.said == {
+        "temperature": 0.0, "max_new_tokens": 7, "logit_bias": ((3, -1.0),), "stop": ("END",),
+    }  # fmt: skip
+    assert not options.history and chosen(**options.said).max_new_tokens == 7

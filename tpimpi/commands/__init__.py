@@ -8,6 +8,7 @@ One with EXAMINES also runs where ranks have different code.
 
 COMMANDS = (
     "generate",
+    "chat",
     "serve",
     "convert",
     "verify",

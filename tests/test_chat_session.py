@@ -1,0 +1,381 @@
+"""Questions and commands, with a model that says what it is told to: each command, each refusal."""
+
+import json
+import stat
+
+import pytest
+
+from tpimpi.chat import commands
+from tpimpi.chat.choices import Choices
+from tpimpi.chat.conversation import Conversation
+from tpimpi.chat.interrupts import Interrupts
+from tpimpi.chat.session import Known, Session
+from tpimpi.checkpoint.template import ChatTemplate
+from tpimpi.engine.figures import RankFigures
+from tpimpi.engine.generation import Completion
+from tpimpi.errors import MachineError, UserError
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+class Text:
+    """A text whose pieces are known; a piece that can be called is called in place of being one."""
+
+    def __init__(self, ids, pieces, settings, cached):
+        self._ids, self._pieces, self._settings, self._cached = ids, pieces, settings, cached
+        self._made, self._cancelled, self.closed = [], False, False
+
+    def __iter__(self):
+        for piece in self._pieces:
+            if self._cancelled:
+                return
+            if callable(piece):
+                piece()
+            elif len("".join(self._made)) + len(piece) > self._settings.max_new_tokens:
+                return
+            else:
+                self._made.append(piece)
+                yield piece
+
+    def cancel(self):
+        self._cancelled = True
+
+    def close(self):
+        self.closed = True
+
+    @property
+    def completion(self):
+        text = "".join(self._made)
+        whole = text == "".join(piece for piece in self._pieces if not callable(piece))
+        reason = "cancelled" if self._cancelled else "stop" if whole else "length"
+        return Completion(self._ids, [*text.encode()], text, reason, 0.5, 1.5, self._cached)
+
+
+class Leader:
+    def __init__(self):
+        self.answers, self.asked, self.texts, self.kept = [], [], [], {}
+
+    def stream(self, ids, settings):
+        self.asked.append(("".join(map(chr, ids)), settings))
+        answer = self.answers.pop(0) if self.answers else ["yes"]
+        if isinstance(answer, Exception):
+            raise answer
+        self.texts.append(Text(ids, answer, settings, len(ids) // 2))
+        return self.texts[-1]
+
+    def figures(self):
+        names = RankFigures.__dataclass_fields__
+        return [RankFigures(**dict.fromkeys(names, 1) | {"host": "h", "rank": 0})]
+
+    def keep(self, ids, folder):
+        if not self.texts:
+            return 0
+        self.kept[folder] = ids[:-1]
+        return len(ids) - 1
+
+    def recall(self, ids, folder):
+        if self.kept.get(folder) != ids:
+            raise UserError(f"{folder} does not fit; all of it is computed again")
+
+
+class Screen:
+    """What is shown, in order: (kind, text)."""
+
+    def __init__(self):
+        self.shown = []
+
+    def write(self, text, thinking=False):
+        self.shown.append(("thinking" if thinking else "answer", text))
+
+    def note(self, text):
+        self.shown.append(("note", text))
+
+    def end_line(self):
+        self.shown.append(("end", ""))
+
+    def gap(self):
+        self.shown.append(("gap", ""))
+
+    def of(self, kind):
+        return "".join(text for what, text in self.shown if what == kind)
+
+
+class Typed:
+    """Lines as they are typed; an exception is raised."""
+
+    def __init__(self, *lines):
+        self._lines = list(lines)
+
+    def read(self):
+        line = self._lines.pop(0) if self._lines else EOFError()
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+class Talk:
+    def __init__(self, folder, context=100, drop_oldest=False, template=TEMPLATE, **said):
+        (folder / "chat_template.jinja").write_text(template)
+        self.leader, self.screen, self.interrupts = Leader(), Screen(), Interrupts()
+        self.conversation = Conversation(ChatTemplate(folder), lambda text: [*map(ord, text)])
+        self.session = Session(
+            self.leader, self.conversation, Choices(said, {}, 7),
+            Known("demo", "abc", "its own form", context, "all of it in memory", drop_oldest),
+            self.screen, self.interrupts,
+        )  # fmt: skip
+
+    def type(self, *lines):
+        """Type lines; return what is noted."""
+        self.screen.shown.clear()
+        self.session.run(Typed(*lines), commands.do)
+        return self.screen.of("note")
+
+    @property
+    def turns(self):
+        return [(turn.question, turn.answer) for turn in self.conversation.turns]
+
+    @property
+    def prompts(self):
+        return [prompt for prompt, _ in self.leader.asked]
+
+
+@pytest.fixture
+def talk(tmp_path):
+    return Talk(tmp_path)
+
+
+def test_each_prompt_goes_on_from_all_before(talk):
+    talk.leader.answers = [[" he", "llo"], ["fine"]]
+    notes = talk.type("hi", "how are you?")
+    assert talk.prompts == ["u:hi|a:", "u:hi|a: hello|u:how are you?|a:"]
+    assert talk.turns == [("hi", " hello"), ("how are you?", "fine")]
+    assert [text for kind, text in talk.screen.shown if kind == "answer"] == ["he", "llo", "fine"]
+    assert "6 tokens after a prompt of 7, 3 of them cached | first token 0.50 s" in notes
+    assert "5.00 tokens/s" in notes and all(text.closed for text in talk.leader.texts)
+    assert talk.leader.asked[1][1].max_new_tokens == 100 - len(talk.prompts[1])
+
+
+def test_thinking_is_shown_apart_and_not_fed_back(talk):
+    talk.leader.answers = [["<th", "ink>let me", " see</thi", "nk>\n\nhello"]]
+    talk.type("hi", "and?")
+    assert talk.screen.of("thinking") == "let me see" and talk.screen.of("answer") == "helloyes"
+    assert talk.prompts[1] == "u:hi|a:hello|u:and?|a:"
+
+
+def test_a_template_that_opens_a_thought(tmp_path):
+    talk = Talk(tmp_path, template=TEMPLATE.replace("a:{% endif", "a:<think>\n{% endif"))
+    talk.leader.answers = [["hm</think>", "hello"], ["hm"]]
+    notes = talk.type("hi", "and?")
+    assert talk.screen.of("thinking") == "hmhm" and talk.turns == [("hi", "hello")]
+    assert "still thinking, so the question is not kept; /retry" in notes
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(talk):
+    talk.leader.answers = [["some ", lambda: talk.interrupts.stop_answer(), "more"]]
+    notes = talk.type("hi", "and?")
+    assert talk.turns == [("hi", "some "), ("and?", "yes")] and "| stopped" in notes
+
+
+def test_ctrl_c_before_the_first_word_keeps_nothing(talk):
+    talk.leader.answers = [[lambda: talk.interrupts.stop_answer(), "more"], ["yes"]]
+    notes = talk.type("hi", "/retry")
+    assert "there is no answer, so the question is not kept" in notes
+    assert talk.turns == [("hi", "yes")] and talk.prompts == ["u:hi|a:"] * 2
+
+
+def test_ctrl_c_twice_at_an_empty_line_leaves(talk):
+    stop = KeyboardInterrupt
+    notes = talk.type(stop(), "hi", stop(), stop(), "never")
+    assert talk.prompts == ["u:hi|a:"] and notes.count("Ctrl-C again") == 2
+    with pytest.raises(KeyboardInterrupt):
+        talk.type(KeyboardInterrupt(15))  # SIGTERM is another matter
+
+
+def test_an_unknown_command_names_the_nearest(talk):
+    assert "there is no command /ste; did you mean /set?" in talk.type("/ste x")
+    assert "/help lists them" in talk.type("/qqqq")
+    assert "/clear takes nothing after it" in talk.type("/clear all")
+    talk.type("//etc/passwd is what?")
+    assert talk.turns == [("/etc/passwd is what?", "yes")]
+
+
+def test_help_tells_every_command(talk):
+    notes = talk.type("/help")
+    for command in commands.COMMANDS:
+        assert f"{command.name} {command.takes}".strip() in notes and command.summary in notes
+
+
+def test_exit_ends_it(talk):
+    talk.type("/exit", "hi")
+    assert not talk.prompts
+
+
+def test_clear_undo_and_retry(talk):
+    talk.leader.answers = [["one"], ["two"], ["three"], ["four"]]
+    assert "there is no question to ask again" in talk.type("/retry")
+    assert "there is no turn to take back" in talk.type("/undo")
+    talk.type("a", "b", "/retry")
+    assert talk.turns == [("a", "one"), ("b", "three")]
+    seeds = [settings.sampling.seed for _, settings in talk.leader.asked]
+    assert seeds == [7, 8, 9]
+    assert "taken back: b; 1 turn left" in talk.type("/undo")
+    talk.type("/retry")  # asks again what was taken back
+    assert talk.turns == [("a", "one"), ("b", "four")]
+    assert "2 turns forgotten" in talk.type("/clear") and not talk.turns
+
+
+def test_system(talk):
+    assert "told nothing" in talk.type("/system")
+    assert "is told: be brief" in talk.type("/system be brief", "hi")
+    assert talk.prompts == ["s:be brief|u:hi|a:"]
+    assert "is told: be brief" in talk.type("/clear", "/system")
+    assert "told nothing" in talk.type("/system nothing")
+
+
+def test_set(talk):
+    assert "temperature 0.7" in talk.type("/set temperature 0.7", "hi")
+    assert talk.leader.asked[0][1].sampling.temperature == 0.7
+    talk.type("/set top-k=3", "hi")
+    assert talk.leader.asked[1][1].sampling.top_k == 3
+    notes = talk.type("/set")
+    assert "top_k 3" in notes and "top_p 0.9 (default)" in notes
+    assert "needs a value" in talk.type("/set temperature")
+    assert "must be a number" in talk.type("/set temperature hot")
+    assert "there is no setting 'heat'" in talk.type("/set heat 3")
+
+
+def test_an_answer_as_long_as_is_allowed(talk):
+    talk.leader.answers = [["12", "34", "56"], ["x"] * 200]
+    assert "ended at 4 tokens (/set length)" in talk.type("/set length 4", "hi")
+    assert talk.turns == [("hi", "1234")]
+    assert "the context of 100 tokens is full" in talk.type("/set length 400", "hi")
+
+
+def test_a_full_context_is_told_with_the_numbers_and_the_way_out(talk):
+    talk.leader.answers = [["x" * 60]]
+    talk.type("hi")
+    notes = talk.type("y" * 40)
+    assert "the conversation has 113 tokens, and the context 100" in notes
+    assert "/undo" in notes and "/clear" in notes and "--drop-oldest" in notes
+    assert len(talk.turns) == 1 and len(talk.prompts) == 1
+    talk.type("/undo", "/retry")
+    assert talk.turns == [("y" * 40, "yes")]  # what had no answer is what is asked again
+    assert "shorten it, or start with a longer --context" in talk.type("/clear", "z" * 200)
+
+
+def test_the_oldest_turns_are_forgotten_where_that_is_asked(tmp_path):
+    talk = Talk(tmp_path, drop_oldest=True)
+    talk.leader.answers = [["x" * 30], ["y" * 20], ["z"]]
+    notes = talk.type("one", "two", "three")
+    assert "would have 78 tokens of 100: the oldest turn is forgotten" in notes  # 25 are reserved
+    assert talk.turns == [("two", "y" * 20), ("three", "z")]
+
+
+def test_save_and_load(talk, tmp_path):
+    path = tmp_path / "with a space.json"
+    talk.leader.answers = [["hello"]]
+    notes = talk.type("/system s", "/set temperature 0.5", "hi", f"/save {path}", "/save")
+    assert notes.count(f"1 turn saved in {path}") == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    saved = json.loads(path.read_text())
+    assert saved["model"] == "demo" and saved["fingerprint"] == "abc"
+    assert [m["content"] for m in saved["messages"]] == ["s", "hi", "hello"]
+    assert saved["settings"] == {"temperature": 0.5}
+    other = Talk(tmp_path, top_k=3)
+    notes = other.type("/set temperature 0.9", f"/load {path}", "and?")
+    assert f"1 turn loaded from {path}" in notes and "another model" not in notes
+    assert other.prompts == ["s:s|u:hi|a:hello|u:and?|a:"]
+    assert other.leader.asked[0][1].sampling.temperature == 0.5
+    other.type("/undo", "/undo", "/retry")
+    assert other.turns[-1] == ("hi", "yes")
+    assert "/save needs a file" in Talk(tmp_path).type("/save")
+    assert "/load needs a file" in talk.type("/load")
+
+
+@pytest.mark.parametrize("words", ["--kv {}", "{} --kv"])
+def test_keys_and_values_are_kept_and_found_again(talk, tmp_path, words):
+    path = tmp_path / "talk.json"
+    assert "nothing was said yet" in talk.type(f"/save {words.format(path)}")
+    notes = talk.type("hi", f"/save {words.format(path)}")
+    assert "the keys and values of 10 tokens in" in notes
+    folder = str(tmp_path / "talk.json.kv")
+    assert talk.leader.kept == {folder: [*map(ord, "u:hi|a:yes")]}
+    assert "keys and values of 10 of 11 tokens are there again" in talk.type(f"/load {path}")
+    talk.leader.kept.clear()
+    notes = talk.type(f"/load {path}")
+    assert "1 turn loaded" in notes and f"{folder} does not fit; all of it is computed" in notes
+
+
+def test_what_was_not_computed_here_is_saved_without_keys_and_values(talk, tmp_path):
+    path = tmp_path / "talk.json"
+    talk.type("hi", f"/save {path}")
+    other = Talk(tmp_path)
+    notes = other.type(f"/load {path}", "/save --kv")
+    assert "1 turn saved" in notes and "nothing of it has been computed here yet" in notes
+    assert json.loads(path.read_text())["kv"] is None
+
+
+def test_a_conversation_with_another_model_is_computed_again(talk, tmp_path):
+    path = tmp_path / "talk.json"
+    talk.type("hi", f"/save {path} --kv")
+    path.write_text(path.read_text().replace('"abc"', '"xyz"').replace('"demo"', '"other"'))
+    notes = talk.type(f"/load {path}")
+    assert "with another model, other; their keys and values are computed again" in notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"heat": 1}, "no setting 'heat'"), ({"temperature": "x"}, "temperature"),
+     ({"stop": 5}, "stop is 5"), ({"stop": [5]}, "stop holds 5"), ({"seed": None}, "seed"),
+     ({"logit_bias": 5}, "logit_bias"), ({"logit_bias": [[1]]}, "pairs"),
+     ({"max_new_tokens": 0}, "max_new_tokens")],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused_with_the_file(talk, tmp_path, settings, words):
+    path = tmp_path / "talk.json"
+    talk.type("hi", f"/save {path}", "/set top_k 3")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"settings": settings}))
+    talk.type("/clear", "again")
+    assert words in talk.type(f"/load {path}")
+    assert talk.turns == [("again", "yes")] and talk.session.choices.said() == {"top_k": 3}
+
+
+def test_bias_and_stops_come_back_from_a_file(tmp_path):
+    said = {"logit_bias": ((3, -1.0),), "stop": ("END",), "stop_ids": (2,), "ignore_eos": True}
+    talk = Talk(tmp_path, **said)
+    talk.type("hi", f"/save {tmp_path}/t.json")
+    other = Talk(tmp_path)
+    other.type(f"/load {tmp_path}/t.json")
+    assert other.session.choices.said() == said
+
+
+def test_garbage_is_not_loaded(talk, tmp_path):
+    path = tmp_path / "x"
+    path.write_text("{}")
+    assert "is no conversation of tpimpi" in talk.type("hi", f"/load {path}")
+    assert len(talk.turns) == 1
+
+
+def test_stats(talk):
+    notes = talk.type("hi", "/stats")
+    for words in ("demo, abc; its own form", "context 10 of 100 tokens", "all of it in memory",
+                  "1 answers of 3 tokens, 2.00 tokens/s", "3 of them cached", "peak memory",
+                  "seed 7"):  # fmt: skip
+        assert words in notes
+
+
+def test_a_refusal_of_the_engine_ends_nothing(talk):
+    talk.leader.answers = [UserError("no such stop id"), ["fine"]]
+    assert "no such stop id" in talk.type("hi", "/retry") and talk.turns == [("hi", "fine")]
+    talk.leader.answers = [MachineError("the disk is gone")]
+    with pytest.raises(MachineError):
+        talk.type("again")
+
+
+def test_a_template_that_refuses_is_heard(tmp_path):
+    talk = Talk(tmp_path, template="{{ raise_exception('not today') }}")
+    assert "refuses this conversation: not today" in talk.type("hi")
+    assert not talk.prompts and not talk.turns

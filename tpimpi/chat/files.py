@@ -1,0 +1,121 @@
+"""Conversations in files: JSON that only its owner may read, replaced at once or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tpimpi.errors import MachineError, UserError
+
+FORMAT = "tpimpi conversation 1"
+_MOST = 64 << 20  # bytes that are read: some hundred times the longest context
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A conversation as it lies in a file.
+
+    `messages` have a role and a content each: a system's message first if there is one, then a
+    user's and an assistant's in turn. `settings` are what was said about choosing tokens, by name.
+    `kv` is the folder, beside the file, in which each rank keeps keys and values, of the first
+    `kv_tokens` tokens.
+    """
+
+    model: str
+    fingerprint: str
+    messages: list[dict[str, str]]
+    settings: dict[str, Any]
+    kv: str | None = None
+    kv_tokens: int = 0
+
+
+def write(path: Path, saved: Saved) -> None:
+    """Write a conversation. Raises UserError over another kind of file, and MachineError."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; make it first, or name another file")
+    if path.exists() and path.stat().st_size:
+        try:
+            read(path)
+        except UserError:
+            raise UserError(
+                f"{path} is there and no conversation of tpimpi; name another file, or remove it"
+            ) from None
+    text = json.dumps({"format": FORMAT} | asdict(saved), indent=2, ensure_ascii=False)
+    beside = None
+    try:
+        # Made with mode 600.
+        number, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with open(number, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(number)
+        os.replace(beside, path)
+    except OSError as error:
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)
+        raise MachineError(f"{path} can't be written ({error.strerror})") from error
+
+
+def read(path: Path) -> Saved:
+    """Read a conversation. Raises UserError for what is none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST + 1)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from error
+    if len(data) > _MOST:
+        raise UserError(f"{path} has more than {_MOST >> 20} MiB: it is no conversation")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        why = "" if isinstance(error, RecursionError) else f": {error}"
+        raise UserError(f"{path} is no conversation of tpimpi{why}") from None
+    wrong = _wrong(content)
+    if wrong:
+        raise UserError(f"{path} is no conversation of tpimpi: {wrong}")
+    return Saved(*(content.get(name) for name in Saved.__dataclass_fields__))
+
+
+def _wrong(content: Any) -> str | None:
+    """Return what is wrong with the content of a file, None if nothing."""
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}"
+    if content.get("format") != FORMAT:
+        return f"its format is {content.get('format')!r}, not {FORMAT!r}"
+    for name in ("model", "fingerprint"):
+        if not isinstance(content.get(name), str):
+            return f"its {name} is no text"
+    if not isinstance(content.get("settings"), dict):
+        return "its settings are no names and values"
+    kv = content.get("kv")
+    if kv is not None and (not isinstance(kv, str) or Path(kv).name != kv):
+        return f"its kv, {kv!r}, is no folder beside it"
+    if not isinstance(content.get("kv_tokens"), int):
+        return "its kv_tokens is no whole number"
+    messages = content.get("messages")
+    return _wrong_messages(messages) if isinstance(messages, list) else "it has no messages"
+
+
+def _wrong_messages(messages: list) -> str | None:
+    """Return what is wrong with the messages of a file, None if nothing."""
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            return f"message {number} has no text"
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError:
+            return f"message {number} is no Unicode text"
+    roles = [message.get("role") for message in messages]
+    wanted = ["system"] if roles[:1] == ["system"] else []
+    while len(wanted) < len(roles):
+        wanted += ["user", "assistant"]
+    if roles != wanted:
+        return "its messages are not a user's and an assistant's in turn"
+    return None
