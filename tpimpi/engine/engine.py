@@ -7,6 +7,10 @@ ends alone; what fails on a machine is raised.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from tpimpi.engine.generation import Generation
 from tpimpi.engine.pace import Pace
@@ -14,6 +18,8 @@ from tpimpi.engine.request import Piece
 from tpimpi.engine.runner import Runner
 from tpimpi.engine.scheduler import Scheduler, Share, Text
 from tpimpi.errors import MachineError
+
+WORTH_THREADS = 1 << 16  # logits
 
 
 class Job(Text):
@@ -27,8 +33,13 @@ class Job(Text):
 class Engine:
     """Make texts with a runner, on rank 0 while the other ranks serve."""
 
-    def __init__(self, runner: Runner, slots: int, most_pages: int, shares_pages: bool = True):
+    def __init__(
+        self, runner: Runner, slots: int, most_pages: int, shares_pages: bool = True,
+        threads: int = 1,
+    ):  # fmt: skip
         slots = min(slots, runner.max_logits)
+        workers = min(threads, slots)
+        self._pool = ThreadPoolExecutor(workers, "sampling") if workers > 1 else None
         self._runner, self._pace = runner, Pace()
         self.slots = slots
         self.scheduler = Scheduler(runner.pages, slots, runner.max_tokens, most_pages, shares_pages)
@@ -80,7 +91,7 @@ class Engine:
             self.scheduler.computed(share)
         if not asked:
             return []
-        return [(job, self._push(job, row)) for row, job in zip(logits, asked, strict=True)]
+        return list(zip(asked, map(self._taken, asked, self._chosen(asked, logits)), strict=True))
 
     def _run(self, shares: list[Share]):
         """Return the logits [n, V] of a pass, and the n texts to be gone on with by them."""
@@ -97,15 +108,29 @@ class Engine:
                 asked.append(text)
         return self._runner.step(ids, positions, slots, selected, lengths), asked
 
-    def _push(self, job: Job, row) -> Piece | Exception:
-        try:
-            piece = job.generation.push(row)
-        except Exception as error:
+    def _chosen(self, jobs: list[Job], logits: np.ndarray) -> Iterable[Piece | Exception]:
+        """Choose a token of each text by its logits [n, V], in several threads if that pays."""
+        alone = self._pool is None or logits[: len(jobs)].size < WORTH_THREADS
+        # What keeps to a structure may belong to one thread.
+        if alone or any(job.generation.is_constrained for job in jobs):
+            return map(_choose, jobs, logits)
+        return self._pool.map(_choose, jobs, logits)
+
+    def _taken(self, job: Job, piece: Piece | Exception) -> Piece | Exception:
+        """Take note of what a text got."""
+        if isinstance(piece, Exception):
             # It may be that weights could not be read, on any rank: then all are told.
             self._runner.examine()
-            self.scheduler.remove(job, spoiled=isinstance(error, MachineError))
-            return error
+            self.scheduler.remove(job, spoiled=isinstance(piece, MachineError))
+            return piece
         self.made_tokens += 1
         if job.generation.reason:
             self.scheduler.remove(job)
         return piece
+
+
+def _choose(job: Job, logits: np.ndarray) -> Piece | Exception:
+    try:
+        return job.generation.push(logits)
+    except Exception as error:
+        return error

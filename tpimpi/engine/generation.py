@@ -65,6 +65,11 @@ class Generation:
         return len(self.ids) - self.prompt_tokens
 
     @property
+    def is_constrained(self) -> bool:
+        """Whether it keeps to a structure."""
+        return self._constraint is not None
+
+    @property
     def most(self) -> int:
         """How many tokens prompt and text have at most."""
         return self.prompt_tokens + self._length

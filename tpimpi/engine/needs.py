@@ -31,7 +31,10 @@ def needs_of(
             blocks[block] = blocks.get(block, 0) + tape[piece.name].nbytes
         elif piece.tensor.kind is not Kind.TABLE:
             small += 4 * piece.size
-    leading = SAMPLING_BYTES * config.vocab_size + work.beside if mine.rank == 0 else 0
+    leading = 0
+    if mine.rank == 0:  # tokens are chosen in so many threads at once
+        sampling = SAMPLING_BYTES * config.vocab_size * min(work.slots, threads)
+        leading = sampling + work.beside
     columns = max((tensor.shape[1] for tensor in tape.values()), default=0)
     heads, kv_heads = len(mine.q_heads), len(mine.kv_heads)
     shape = (heads, kv_heads, config.head_dim, work.context, threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,6 @@ class Sampler:
         self._random = np.random.default_rng(settings.seed)
         self._made: dict[int, int] = {}  # how often each token was taken
         self._bias = _pairs(dict(settings.logit_bias).items())  # ids, what is added to theirs
-        self._memory = np.empty((3, 0))  # [3, V], taken once: fresh pages cost more than the sums
 
     def sample(
         self, logits: np.ndarray, history: Sequence[int], allowed: np.ndarray | None = None
@@ -40,9 +40,8 @@ class Sampler:
         self, logits: np.ndarray, history: Sequence[int], allowed: np.ndarray | None
     ) -> int:
         check_logits(logits)
-        if self._memory.shape[1] != len(logits):
-            self._memory = np.empty((3, len(logits)))
-        s, (scores, *_) = self._settings, self._memory
+        s, memory = self._settings, _memory(len(logits))
+        scores = memory[0]
         scores[...] = logits  # [V]
         if len(self._bias[0]):
             scores[self._bias[0]] += self._bias[1]
@@ -63,18 +62,18 @@ class Sampler:
             if s.temperature < _SMALLEST or not np.isfinite(scores.max() / s.temperature):
                 return int(scores.argmax())
             scores /= s.temperature
-            probabilities = self._softmax_of_top_k()
+            probabilities = self._softmax_of_top_k(memory)
         if s.top_p < 1:
-            self._keep_top_p(probabilities)
+            self._keep_top_p(probabilities, memory)
         if s.min_p > 0:
             probabilities *= probabilities >= s.min_p * probabilities.max()
-        cumulative = np.cumsum(probabilities, out=self._memory[1])  # [V]
+        cumulative = np.cumsum(probabilities, out=memory[1])  # [V]
         # random() < 1, so the product is below the last sum and the token's probability is not 0.
         return int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
 
-    def _softmax_of_top_k(self) -> np.ndarray:
+    def _softmax_of_top_k(self, memory: np.ndarray) -> np.ndarray:
         """Turn the scores [V] into probabilities, in place; 0 for what is not of the top k."""
-        scores, work, _ = self._memory
+        scores, work, _ = memory
         k = self._settings.top_k
         top = None
         if 0 < k < len(scores):
@@ -88,13 +87,13 @@ class Sampler:
         scores /= scores.sum()
         return scores
 
-    def _keep_top_p(self, probabilities: np.ndarray) -> None:
+    def _keep_top_p(self, probabilities: np.ndarray, memory: np.ndarray) -> None:
         """Set to 0 all but the most likely tokens that make up top_p, at least one.
 
         Only values are sorted, and only those above a floor: what lies below it adds up to less
         than 1 - top_p. On a tie the lower ids stay.
         """
-        _, work, before = self._memory
+        _, work, before = memory
         top_p, size = self._settings.top_p, len(probabilities)
         ids = np.flatnonzero(probabilities > max((1 - top_p - _ROUNDING) / size, 0.0))  # [n]
         rising, before = work[: len(ids)], before[: len(ids)]  # [n], below 0
@@ -109,6 +108,17 @@ class Sampler:
         probabilities *= probabilities >= least
         ties = np.flatnonzero(probabilities == least)
         probabilities[ties[count - rising.searchsorted(-least) :]] = 0.0
+
+
+_own = threading.local()
+
+
+def _memory(size: int) -> np.ndarray:
+    """Return memory [3, V] of this thread, taken once: fresh pages cost more than the sums."""
+    memory = getattr(_own, "memory", None)
+    if memory is None or memory.shape[1] != size:
+        memory = _own.memory = np.empty((3, size))
+    return memory
 
 
 def _pairs(items) -> tuple[np.ndarray, np.ndarray]:

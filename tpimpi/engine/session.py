@@ -38,7 +38,7 @@ class Session:
         pages = Pages(cache.pages, cache.slots, cache.context, window)
         self.runner, self.plan = Runner(group, model, pages, shard.identity), plan
         self.model, self.tape = model, tape
-        self._group, self._shard = group, shard
+        self._group, self._shard, self._threads = group, shard, threads
         self._watch = figures.Stopwatch(group, tape, plan, threads)
         self.runner.on_figures = self.figures
 
@@ -52,7 +52,7 @@ class Session:
         most = pages_held(cache.context, kept_window(config.windows), self.plan.chunk, PAGE_TOKENS)
         # Keys that RoPE has turned by the length of one text are not those of a longer one.
         shares_pages = config.rope.kind != "dynamic"
-        return Engine(self.runner, cache.slots, most, shares_pages)
+        return Engine(self.runner, cache.slots, most, shares_pages, self._threads)
 
     @contextmanager
     def leading(self) -> Iterator[Runner | None]:
