@@ -148,7 +148,7 @@ class Runner:
         """
         tokens, count = len(ids), len(selected)
         rows = self._rows[: 4 * tokens + count]
-        places, whose, pages, known, chosen = np.split(rows, [n * tokens for n in range(1, 5)])
+        places, whose, pages, known, chosen = _parts(rows, tokens)
         places[:], whose[:], chosen[:] = positions, slots, selected
         known[:] = places + 1 if lengths is None else lengths
         begin = 0
@@ -224,7 +224,7 @@ class Runner:
 
     def _run(self, tokens: int, count: int) -> np.ndarray | None:
         rows = self._model.message.rows(tokens, count)
-        parts = np.split(rows, [n * tokens for n in range(1, 5)])
+        parts = _parts(rows, tokens)
         start = time.perf_counter()
         self.failed = True
         logits = self._model.forward(Batch(*parts))
@@ -232,3 +232,9 @@ class Runner:
         if self.on_pass is not None:
             self.on_pass(start, time.perf_counter())
         return logits
+
+
+def _parts(rows: np.ndarray, tokens: int) -> tuple[np.ndarray, ...]:
+    """Return positions, slots, pages, lengths [T] and the selected [n], as they lie in rows."""
+    one, two, three, four = tokens, 2 * tokens, 3 * tokens, 4 * tokens
+    return rows[:one], rows[one:two], rows[two:three], rows[three:four], rows[four:]

@@ -92,8 +92,10 @@ class Scheduler:
         One whose beginning is being computed for another text waits for that. Behind one for which
         there are no pages the others wait, too, or it would wait for ever.
         """
+        if not self.waiting or not self._slots:
+            return None
         coming = self._coming()
-        for text in self.waiting if self._slots else ():
+        for text in self.waiting:
             found = self._pages.find(text.ids, text.names) if self._shares_pages else Found()
             full = len(found.pages)
             if full < len(text.names) and text.names[full] in coming:
