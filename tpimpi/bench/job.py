@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tpimpi.bench.findings import Job
 from tpimpi.comm.group import Group
-from tpimpi.engine.llm import OpenModel
 from tpimpi.engine.needs import needs_of
+from tpimpi.engine.opened import OpenModel
 from tpimpi.errors import UserError
 from tpimpi.memory.account import Work
 from tpimpi.memory.plan import RankRequest, plan_ranks

@@ -62,7 +62,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="don't keep what is typed for the next time (in ~/.local/state/tpimpi/history or "
         "$XDG_STATE_HOME/tpimpi/history)",
     )
-    add_choice(parser, None, "what the context has left; 256 where the model has no chat template")
+    lasts = "what the context has left; 256 where the model has no chat template"
+    add_choice(parser, lasts, seed="another one each time")
     flags.add_shards(parser)
     flags.add_ratio(parser)
     flags.add_memory(parser)
@@ -85,8 +86,8 @@ def run(options: Options, group, threads: int) -> None:
     """Talk until the user leaves (collective)."""
     from tpimpi.chat import files
     from tpimpi.checkpoint.template import ChatTemplate
-    from tpimpi.engine.llm import OpenModel
     from tpimpi.engine.loading import CONTEXT, ENOUGH
+    from tpimpi.engine.opened import OpenModel
     from tpimpi.memory.account import Work
 
     model, template = OpenModel(group, options.model, options.shards), None

@@ -29,26 +29,22 @@ _FLAGS = (
 # By the names that GenerationSettings.of has for them.
 _NAMES = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
           "frequency_penalty", "seed")  # fmt: skip
-_UNSAID = {"--seed": "another one each time"}
 
 
-def add_choice(parser: argparse.ArgumentParser, length: int | None, lasts: str) -> None:
-    """Add the flags; `length` is the default of --length.
+def add_choice(parser: argparse.ArgumentParser, lasts: str, seed: str) -> None:
+    """Add the flags; `lasts` tells how long a text gets where --length is silent, `seed` likewise.
 
-    With None nothing is said where a flag is silent: then it is what `lasts` tells of the length,
-    and of all else the model's own.
+    None of them has a default: where one is silent the model's generation_config.json may speak.
     """
     choice = parser.add_argument_group("choosing tokens")
     choice.add_argument(
-        "--length", "-n", "--max-new-tokens", type=flags.tokens(1), default=length, metavar="N",
+        "--length", "-n", "--max-new-tokens", type=flags.tokens(1), metavar="N",
         help=f"new tokens at most (default: {lasts})",
     )  # fmt: skip
     for names, metavar, kind, default, text in _FLAGS:
-        told = default if length is not None else _UNSAID.get(names[0], "the model's own")
-        choice.add_argument(
-            *names, type=kind, default=None if length is None else default, metavar=metavar,
-            help=f"{text} (default: {told})",
-        )  # fmt: skip
+        told = seed if names == ("--seed",) else f"the model's own, or {default}"
+        told = told if "penalty" not in names[0] or "repeat" in names[0] else str(default)
+        choice.add_argument(*names, type=kind, metavar=metavar, help=f"{text} (default: {told})")
     choice.add_argument(
         "--logit-bias", action="append", default=[], type=flags.logit_bias, metavar="ID=X",
         help=f"add X to the logit of the token with this id: -{MOST_BIAS:.0f} never takes it; "

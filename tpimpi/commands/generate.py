@@ -8,10 +8,11 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from itertools import chain
+from typing import Any
 
 from tpimpi import status
 from tpimpi.commands import flags
-from tpimpi.commands.choosing import add_choice
+from tpimpi.commands.choosing import add_choice, said
 from tpimpi.commands.files import check_folder, check_text, read_text
 from tpimpi.console import say
 from tpimpi.engine.settings import GenerationSettings, SamplingSettings
@@ -39,17 +40,22 @@ class Options:
     no_bos: bool
     chat: bool  # the prompt is what a user says, to be written as the model's template has it
     system: str | None  # ... after this
-    settings: GenerationSettings
+    choices: dict[str, Any]  # of tokens, by the names of GenerationSettings.of
     echo: bool
     report: str | None
     json: bool
+
+    @property
+    def settings(self) -> GenerationSettings:
+        """How to choose tokens of a model that has no wishes of its own."""
+        return GenerationSettings.of(**self.choices)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     flags.add_model(parser)
     _add_prompt(parser)
-    add_choice(parser, LENGTH, str(LENGTH))
+    add_choice(parser, str(LENGTH), str(SamplingSettings.seed))
     flags.add_shards(parser)
     flags.add_ratio(parser)
     flags.add_memory(parser)
@@ -100,19 +106,15 @@ def options(args: argparse.Namespace) -> Options:
             check_text(text, flag)
             texts[flag] = _unescaped(text, flag) if args.escape else text
     prompt, prefix, system, *stops = texts.values()
-    settings = GenerationSettings(
-        args.length,
-        SamplingSettings(
-            args.temperature, args.top_k, args.top_p, args.min_p, args.repeat_penalty, args.seed,
-            args.presence_penalty, args.frequency_penalty, tuple(args.logit_bias),
-        ),
-        tuple(stops), tuple(args.stop_id), args.ignore_eos,
-    )  # fmt: skip
-    return Options(
+    args.stop = stops
+    choices = {"max_new_tokens": LENGTH} | said(args)
+    made = Options(
         args.model, flags.shard_request(args), flags.memory_request(args), args.allreduce,
-        prompt, args.prompt_file, prefix, args.no_bos, args.chat, system, settings,
+        prompt, args.prompt_file, prefix, args.no_bos, args.chat, system, choices,
         not (args.no_echo or args.chat), args.report, args.output == "json",
     )  # fmt: skip
+    _ = made.settings  # what makes no sense is refused at once
+    return made
 
 
 def _unescaped(text: str, flag: str) -> str:
@@ -131,7 +133,7 @@ def run(options: Options, group, threads: int) -> None:
     """Generate text after the prompt (collective)."""
     from tpimpi.commands import report
     from tpimpi.engine.figures import summary
-    from tpimpi.engine.llm import OpenModel
+    from tpimpi.engine.opened import OpenModel
     from tpimpi.memory.account import Work
 
     begin = time.perf_counter()
@@ -197,7 +199,7 @@ def _ids(options: Options, model, prompt: str) -> list[int]:
 def _write(options: Options, llm, ids: list[int], prompt: str, speaks: bool):
     """Show the text as it is made; return what was made (rank 0)."""
     show = speaks and not options.json
-    stream = llm.stream(ids if speaks else "", options.settings)
+    stream = llm.stream(ids if speaks else "", **options.choices)
     with Waiting("waiting for the first text", 0 if speaks else 1) as waiting:
         waiting.begin()
         first = next(stream, "")  # weights that stay in memory are read meanwhile

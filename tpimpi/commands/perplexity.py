@@ -64,7 +64,7 @@ def run(options: Options, group, threads: int) -> None:
     """Score the text (collective)."""
     from tpimpi.commands import report
     from tpimpi.engine.figures import summary
-    from tpimpi.engine.llm import OpenModel
+    from tpimpi.engine.opened import OpenModel
     from tpimpi.engine.settings import LOGITS_BYTES
     from tpimpi.memory.account import Work
 

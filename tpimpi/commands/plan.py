@@ -116,7 +116,7 @@ def run(options: Options, group, threads: int) -> None:
 
 def _source(options: Options, group, launched: bool):
     """Return what is planned for, without its weights; and the tokenizer's bytes (collective)."""
-    from tpimpi.engine.llm import OpenModel
+    from tpimpi.engine.opened import OpenModel
     from tpimpi.model.shapes import shape_config
     from tpimpi.shards.synthetic import SyntheticSource
 

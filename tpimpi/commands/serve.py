@@ -212,7 +212,7 @@ def _opened(options: Options) -> Face:
 
 def _serve(options: Options, group, threads: int, face: Face | None) -> None:
     """Load the model, and serve it (collective)."""
-    from tpimpi.engine.llm import OpenModel
+    from tpimpi.engine.opened import OpenModel
 
     model = OpenModel(group, options.model, options.shards)
     most = model.config.max_positions

@@ -11,27 +11,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tpimpi.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from tpimpi.comm.group import Group
-from tpimpi.comm.sums import AUTO
+from tpimpi.checkpoint.tokenizer import Tokenizer
 from tpimpi.engine import figures
 from tpimpi.engine.generation import Completion, Generation
 from tpimpi.engine.leader import Leader
-from tpimpi.engine.prompts import Prompts, prompt_ids
+from tpimpi.engine.prompts import Prompts
 from tpimpi.engine.service import Service
-from tpimpi.engine.session import Session, load_session
+from tpimpi.engine.session import Session
 from tpimpi.engine.settings import GenerationSettings, whole_number
-from tpimpi.engine.shares import settle
 from tpimpi.engine.stream import Stream
 from tpimpi.errors import MachineError, UserError
-from tpimpi.memory.account import MemoryPlan, Work
-from tpimpi.memory.process import resident_bytes
-from tpimpi.memory.request import MemoryRequest
+from tpimpi.memory.account import MemoryPlan
 from tpimpi.model.config import ModelConfig
-from tpimpi.model.generation import sampling_defaults
-from tpimpi.shards.request import DEFAULT, ShardRequest
-from tpimpi.shards.source import Source
+
+if TYPE_CHECKING:
+    from tpimpi.engine.opened import OpenModel
 
 
 @dataclass(frozen=True)
@@ -40,45 +36,6 @@ class Score:
 
     nll: float
     tokens: int
-
-
-class OpenModel:
-    """A model before anything of it is in memory: config, directory, tokenizer (collective).
-
-    `directory` and `tokenizer` are on rank 0 alone; `tokenizer_bytes` is what it took there.
-    """
-
-    def __init__(self, group: Group, model: str | Path, shards: ShardRequest = DEFAULT):
-        self.group, self._shards = group, shards
-        self.source = Source(group, model, shards)
-        self.directory = self.source.directory
-        self.config: ModelConfig = self.source.config
-        self.tokenizer: Tokenizer | None = None
-        self.tokenizer_bytes = 0
-        self.defaults: dict[str, object] = {}  # of sampling, on rank 0
-        with group.together():
-            if group.rank == 0:
-                before = resident_bytes()
-                self.defaults = sampling_defaults(self.directory)
-                self.tokenizer = load_tokenizer(self.directory, self.config)
-                self.tokenizer_bytes = max(resident_bytes() - before, 0)
-
-    def prompt_ids(self, text: str, add_bos: bool = True) -> list[int]:
-        """Return a prompt's ids (rank 0). Raises UserError for one that can't be gone on from."""
-        return prompt_ids(self.tokenizer, self.config, text, add_bos)
-
-    def load(self, memory: MemoryRequest, work: Work, threads: int, allreduce: str = AUTO) -> LLM:
-        """Cut the shards that are missing, plan the memory and start (collective).
-
-        `allreduce` names how sums are merged, see `comm.sums`. Raises UserError where the memory
-        is too small for `work`.
-        """
-        settle(self.group, self.source, self._shards, memory, threads)
-        shard, _ = self.source.shard(self.group, self._shards.again)
-        session = load_session(
-            self.group, self.source, shard, memory, work, threads, self.tokenizer_bytes, allreduce
-        )
-        return LLM(self, session)
 
 
 class LLM:

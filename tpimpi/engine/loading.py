@@ -57,7 +57,7 @@ def load(
     from tpimpi.comm.greeting import greet
     from tpimpi.comm.group import Group
     from tpimpi.comm.versions import agree_on_code
-    from tpimpi.engine.llm import OpenModel
+    from tpimpi.engine.opened import OpenModel
 
     greet(comm)
     group = Group(comm)
