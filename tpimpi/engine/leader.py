@@ -18,6 +18,7 @@ class Leader:
 
     def __init__(self, session: Session, prompts: Prompts, defaults: Mapping[str, object]):
         self._session, self._prompts, self.defaults = session, prompts, defaults
+        session.rest()
 
     @property
     def context(self) -> int:
@@ -31,7 +32,7 @@ class Leader:
         """Return the text after a prompt, a text or its ids. Raises UserError."""
         wanted = settings or GenerationSettings.of(self.defaults, **choices)
         generation = self._prompts.generation(prompt, wanted, add_bos, constraint)
-        return Text(self._session.engine, generation)
+        return Text(self._session, generation)
 
     def keep(self, ids: Sequence[int], folder: str) -> int:
         """Save what is computed of a text, a file a rank in `folder`; return how many tokens.
@@ -54,4 +55,7 @@ class Leader:
 
     def figures(self) -> list[RankFigures]:
         """Return all ranks' figures since the start."""
-        return self._session.runner.figures()
+        self._session.wake()
+        found = self._session.runner.figures()
+        self._session.rest()
+        return found

@@ -164,6 +164,7 @@ class LLM:
                 yield leader
             finally:
                 if leader is not None:
+                    self._session.wake()
                     self._session.engine.clear()
 
     def service(self, queue: int = 64) -> Service:

@@ -169,7 +169,9 @@ class Service:
                     status.current.begin("waiting for requests")
                     self._note(engine)
                     # A time limit, as a handler of a signal may not have been able to wake this.
+                    self._session.rest()
                     self._changed.wait(FIGURES_EVERY)
+                    self._session.wake()
                 new, left = list(self._new), list(self._left)
                 self._new.clear()
                 self._left.clear()

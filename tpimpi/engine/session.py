@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -41,6 +42,7 @@ class Session:
         self._group, self._shard, self._threads = group, shard, threads
         self._watch = figures.Stopwatch(group, tape, plan, threads)
         self.runner.on_figures = self.figures
+        self._resting_since: float | None = None
 
     def __enter__(self) -> Session:
         return self
@@ -53,6 +55,16 @@ class Session:
         # Keys that RoPE has turned by the length of one text are not those of a longer one.
         shares_pages = config.rope.kind != "dynamic"
         return Engine(self.runner, cache.slots, most, shares_pages, self._threads)
+
+    def rest(self) -> None:
+        """Count rank 0 as idle from now on: nobody has asked for a text."""
+        self._resting_since = time.perf_counter()
+
+    def wake(self) -> None:
+        """End the time that is counted as idle, if it was."""
+        if self._resting_since is not None:
+            self._group.idle_seconds += time.perf_counter() - self._resting_since
+            self._resting_since = None
 
     @contextmanager
     def leading(self) -> Iterator[Runner | None]:

@@ -41,10 +41,10 @@ def pieces(
 class Text:
     """The text after one prompt, as rank 0 iterates it while it leads: its pieces as strings."""
 
-    def __init__(self, engine: Engine, generation: Generation):
+    def __init__(self, session: Session, generation: Generation):
+        self._session, self._generation = session, generation
         self._cancelled = threading.Event()
-        self._generation = generation
-        self._pieces = pieces(engine, generation, self._cancelled.is_set)
+        self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
         return (piece.text for piece in self._pieces if piece.text)
@@ -53,6 +53,13 @@ class Text:
     def completion(self) -> Completion:
         """What was made so far."""
         return self._generation.completion
+
+    def _run(self) -> Iterator[Piece]:
+        self._session.wake()
+        try:
+            yield from pieces(self._session.engine, self._generation, self._cancelled.is_set)
+        finally:
+            self._session.rest()
 
     def cancel(self) -> None:
         """Let the text end before its next pass, from any thread or a signal's handler."""
