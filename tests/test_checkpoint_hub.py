@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from hub_server import (
     COMMIT,
     NAME,
@@ -21,7 +22,6 @@ from hub_server import (
     sharded_files,
     snapshot,
 )  # fmt: skip
-
 from program import DEMO, output, run
 from tpimpi.checkpoint.download import small_files, weights_of
 from tpimpi.checkpoint.hub import cached_directory, local_directory

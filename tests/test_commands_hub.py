@@ -3,8 +3,8 @@
 import sys
 
 import pytest
-from hub_server import NAME, Hub, demo_files, own_cache, snapshot
 
+from hub_server import NAME, Hub, demo_files, own_cache, snapshot
 from program import GREEDY, output, refused, run
 
 

@@ -12,9 +12,9 @@ import time
 import httpx2
 import openai
 import pytest
-from test_commands_kill import rank_processes
 
 from program import DEMO, GREEDY, TPIMPI, refused, run
+from test_commands_kill import rank_processes
 from tpimpi.commands import serve as command
 from tpimpi.commands.command_line import parse
 from tpimpi.errors import UserError

@@ -7,6 +7,7 @@ import time
 
 import httpx2
 import pytest
+
 from test_commands_serve import serving
 
 SECONDS = float(os.environ.get("TPIMPI_TEST_LOAD_SECONDS", "8"))

@@ -4,11 +4,11 @@ import json
 
 import jsonschema
 import pytest
-from test_structure import PERSON, asked
-from test_structure_tools import TOOLS
 
 import tpimpi
 from program import DEMO
+from test_structure import PERSON, asked
+from test_structure_tools import TOOLS
 from tpimpi.errors import UserError
 from tpimpi.structure.calls import parse_tool_calls
 from tpimpi.structure.request import structure_of

@@ -1,8 +1,7 @@
 """The chat page as `tpimpi serve` shows it: a real browser, server and model, on two ranks."""
 
-from test_commands_serve import serving
-
 from page_browser import ARTICLE, expect, say
+from test_commands_serve import serving
 
 pytest_plugins = "page_browser"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_structure import asked, written
 
+from test_structure import asked, written
 from tpimpi.checkpoint.tokenizer import load_tokenizer
 from tpimpi.errors import UserError
 from tpimpi.model.config import ModelConfig
