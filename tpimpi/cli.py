@@ -23,10 +23,17 @@ def main() -> None:
 
     process.stand_by()
     code = _main()
-    _on_signals(_leave_at_once)
+    _on_signals(signal.SIG_IGN if _was_asked_to_end() else _leave_at_once)
     if _unwritable() and code == 0:
         code = 1
     sys.exit(code)
+
+
+def _was_asked_to_end() -> bool:
+    """Tell whether this is the end that a signal has asked for, of which a copy may still come."""
+    from tpimpi import status
+
+    return status.current.grace > 0
 
 
 def _on_signals(handler) -> None:

@@ -24,6 +24,7 @@ from tpimpi.model.directory import exists
 from tpimpi.progress import Progress
 from tpimpi.units import size
 
+DEMO, _OWN_DEMO = "tpimpi/demo", Path(__file__).resolve().parent.parent / "demo"
 _PROGRAM = """
 import sys
 sys.path[:] = {path!r}
@@ -41,11 +42,12 @@ def local_directory(given: str | Path) -> Path:
     """Return the directory of a model; one that is on the hub alone is downloaded.
 
     `given` is a path or, if a str, it may be `org/name` or `org/name@revision`. A path that is
-    nothing like that is returned as it is, whatever is there. Raises UserError and MachineError.
+    nothing like that is returned as it is, whatever is there; `tpimpi/demo` is this package's own,
+    in whichever folder it is asked for. Raises UserError and MachineError.
     """
     model = _on_hub(given)
     if model is None:
-        return Path(given)
+        return _path(given)
     snapshot = model.snapshot()
     lacks = lack(snapshot) if snapshot else None
     if snapshot and not lacks:
@@ -61,7 +63,7 @@ def cached_directory(given: str | Path) -> Path:
     """Return the directory of a model as `local_directory` does, but download nothing."""
     model = _on_hub(given)
     if model is None:
-        return Path(given)
+        return _path(given)
     snapshot = model.snapshot()
     if snapshot is None:
         raise UserError(f"{model} is neither a directory nor in the hub's cache {hub_cache()}")
@@ -70,8 +72,14 @@ def cached_directory(given: str | Path) -> Path:
 
 def _on_hub(given: str | Path) -> HubId | None:
     """Return the model on the hub that is meant; None for a path, also for a mistyped one."""
-    model = HubId.of(given) if isinstance(given, str) else None
+    model = HubId.of(given) if isinstance(given, str) and given != DEMO else None
     return None if model is None or exists(Path(given)) else model
+
+
+def _path(given: str | Path) -> Path:
+    """Return what is no model of the hub as a path."""
+    path = Path(given)
+    return _OWN_DEMO if given == DEMO and not exists(path) else path
 
 
 def _refuse_without_hub(model: HubId, lacks: str | None) -> None:

@@ -69,7 +69,7 @@ def in_words(error: BaseException, model: HubId) -> UserError | MachineError:
     if lost_connection(error):
         return MachineError(
             f"{model} is no directory here, and {hub} can't be reached to fetch it "
-            f"({_short(error)}); {GOES_ON}"
+            f"({_short(error)}); connect this machine, or give a directory with --model: {GOES_ON}"
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return MachineError(

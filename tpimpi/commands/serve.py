@@ -238,6 +238,11 @@ def _serve(options: Options, group, threads: int, face: Face | None) -> None:
                 f"{model.config.name} is served at {face.url} (OpenAI's API at {face.url}/v1), "
                 f"contexts of up to {llm.plan.context} tokens; Ctrl-C ends it"
             )
+            if face.can_be_read:
+                say(
+                    "whoever watches the network can read what is asked and answered, and the key; "
+                    "--ssl-certfile and --ssl-keyfile keep it from them"
+                )
         with graceful(face, options.grace):
             service.run()
 

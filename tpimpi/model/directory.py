@@ -10,7 +10,10 @@ from typing import Any
 
 from tpimpi.errors import UserError
 
-_WANTS = "--model wants a Hugging Face directory with config.json, *.safetensors and a tokenizer"
+_WANTS = (
+    "--model wants a Hugging Face directory with config.json, *.safetensors and a tokenizer, or "
+    "the id of a model on its hub, ORG/NAME"
+)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair of UTF-16, or alone

@@ -47,6 +47,13 @@ def bound_sockets(settings: FaceSettings) -> list[socket.socket]:
     return sockets
 
 
+def can_be_read(settings: FaceSettings, sockets: list[socket.socket]) -> bool:
+    """Tell whether others on the network can read what passes, the key too."""
+    addresses = [sock.getsockname()[0].partition("%")[0] for sock in sockets]
+    alone = all(ipaddress.ip_address(address).is_loopback for address in addresses)
+    return not alone and settings.certificate is None
+
+
 def _check_openness(settings: FaceSettings, addresses: list[str]) -> None:
     """Refuse an address that other machines reach, without a key."""
     open_ones = [a for a in addresses if not ipaddress.ip_address(a.partition("%")[0]).is_loopback]
@@ -83,7 +90,9 @@ def _no_password() -> str:
 
 
 def base_url(settings: FaceSettings, sockets: list[socket.socket]) -> str:
-    """Return the address that people are told."""
-    port = sockets[0].getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    """Return the address that people are told: of all of this machine's, its name."""
+    port, host = sockets[0].getsockname()[1], settings.host
+    if host in ("0.0.0.0", "::", ""):
+        host = socket.gethostname()
+    host = f"[{host}]" if ":" in host else host
     return f"{'https' if settings.certificate else 'http'}://{host}:{port}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -46,6 +47,7 @@ async def _ask(context: Context, body: ChatRequest) -> ChatAsked:
     alternatives = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
     settings = served.settings(body, most, alternatives)
+    settings = replace(settings, stop=(*settings.stop, *served.template.stop))
     structures = Structures(served, body)
     ids = await beside(served, _prompt_ids, served, body)
     choices = Choices(

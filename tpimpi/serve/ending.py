@@ -51,6 +51,8 @@ def graceful(face: Face | None, seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        status.current.grace = 0.0
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # A launcher's second copy of the signal may still be on its way: the end is a good one.
+        if not stopped:
+            status.current.grace = 0.0
+            for number, handler in before.items():
+                signal.signal(number, handler)

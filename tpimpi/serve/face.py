@@ -12,7 +12,7 @@ import threading
 
 import uvicorn
 
-from tpimpi.serve.address import base_url, bound_sockets, check_certificate
+from tpimpi.serve.address import base_url, bound_sockets, can_be_read, check_certificate
 from tpimpi.serve.app import application
 from tpimpi.serve.context import Context
 from tpimpi.serve.served import Served
@@ -31,14 +31,14 @@ class Face:
     def __init__(self, settings: FaceSettings):
         self._settings, self._context = settings, Context(settings)
         self._server: uvicorn.Server | None = None
-        self.url = ""
+        self.url, self.can_be_read = "", False
 
     def open(self) -> None:
         """Begin to answer: that the model is loading. Raises UserError."""
         settings = self._settings
         check_certificate(settings)
         sockets = bound_sockets(settings)
-        self.url = base_url(settings, sockets)
+        self.url, self.can_be_read = base_url(settings, sockets), can_be_read(settings, sockets)
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what users need is said by us
         config = uvicorn.Config(
