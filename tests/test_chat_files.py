@@ -43,6 +43,19 @@ def test_another_file_is_not_written_over(tmp_path):
         files.write(tmp_path / "none" / "a", SAVED)
 
 
+def test_what_is_no_ordinary_file_stays_as_it_is(tmp_path):
+    """Root could put a file in the place of /dev/null."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    for act in (lambda: files.write(pipe, SAVED), lambda: files.read(pipe)):
+        with pytest.raises(UserError, match="no ordinary file"):
+            act()
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    link.symlink_to(tmp_path / "talk.json")
+    files.write(link, SAVED)
+    assert link.is_symlink() and files.read(tmp_path / "talk.json") == SAVED
+
+
 def test_a_disk_that_takes_no_more_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "talk.json"
     files.write(path, SAVED)

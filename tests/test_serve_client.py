@@ -86,7 +86,7 @@ def test_every_setting_arrives(shared):
     s = settings.sampling
     assert (settings.max_new_tokens, settings.stop, settings.stop_ids) == (
         7,
-        ("JULIET", "ROMEO"),
+        ("JULIET", "ROMEO", "\nUser:"),  # where answers in the plain form are over
         (9,),
     )
     assert (s.temperature, s.top_p, s.top_k, s.min_p) == (0.3, 0.8, 40, 0.05)

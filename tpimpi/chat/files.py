@@ -36,8 +36,8 @@ class Saved:
 
 def write(path: Path, saved: Saved) -> None:
     """Write a conversation. Raises UserError over another kind of file, and MachineError."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file")
+    path = path.resolve()  # what a link leads to is replaced, and not the link
+    _refuse_no_file(path)
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no folder; make it first, or name another file")
     if path.exists() and path.stat().st_size:
@@ -63,8 +63,20 @@ def write(path: Path, saved: Saved) -> None:
         raise MachineError(f"{path} can't be written ({error.strerror})") from error
 
 
+def _refuse_no_file(path: Path) -> None:
+    """Raise UserError for a folder, and for a device or a pipe.
+
+    One would be replaced by a file, as far as root may, or be read without an end.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no ordinary file; name another one")
+
+
 def read(path: Path) -> Saved:
     """Read a conversation. Raises UserError for what is none."""
+    _refuse_no_file(path)
     try:
         with path.open("rb") as file:
             data = file.read(_MOST + 1)
