@@ -110,7 +110,7 @@ def test_garbage_is_refused_in_a_sentence(tmp_path, data, words):
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         files.read(tmp_path / "none")
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="is a folder"):
         files.read(tmp_path)
 
 
