@@ -96,3 +96,52 @@ def test_logprobs_are_those_of_the_logits(comm, shared_tmp):
             for token in found[0].tokens:
                 assert token.top[0] == (token.id, token.logprob) and len(token.top) == 3
                 assert sorted(token.top, key=lambda pair: -pair[1]) == list(token.top)
+
+
+def test_texts_in_turn_are_each_whole(comm, shared_tmp):
+    """Also beside one that fails, and not beyond the block."""
+    with load(comm, shared_tmp) as llm:
+        expected = llm.generate([IDS, IDS[:9]], **GREEDY)
+        with llm.leading() as leader:
+            if leader is not None:
+                texts = [leader.stream(ids, **GREEDY) for ids in (IDS, IDS[:9])]
+                failing = leader.stream(IDS[:5], constraint=_Failing(), **GREEDY)
+                pieces, left = ["", ""], [iter(text) for text in texts]
+                third = iter(failing)
+                assert next(third)
+                with pytest.raises(UserError, match="half-way"):
+                    leader.recall(IDS, shared_tmp)
+                for number in [0, 1, 1, 0] * 20:
+                    pieces[number] += next(left[number], "")
+                with pytest.raises(ValueError, match="broken"):
+                    list(third)
+                assert pieces == [c.text for c in expected]
+                assert llm._session.runner.pages.used == 0
+                with pytest.raises(UserError, match="serve what rank 0 leads"):
+                    llm.figures()
+                late = leader.stream(IDS, **GREEDY)
+        if comm.rank == 0:
+            with pytest.raises(UserError, match="was left"):
+                list(late)
+        assert len(llm.generate([IDS], **GREEDY)) == (comm.rank == 0)
+
+
+class _Failing:
+    complete = False
+
+    def allowed(self):
+        return None
+
+    def accept(self, token):
+        self.left = getattr(self, "left", 4) - 1
+        if not self.left:
+            raise ValueError("the structure is broken")
+
+
+def test_a_pool_of_one_context_serves_texts_that_fill_it(comm, shared_tmp):
+    with load(comm, shared_tmp, kv_tokens=400) as llm:
+        prompts = [[5] * 397, [5] * 390 + [9] * 7, [5] * 397, IDS]
+        found = [llm.generate([p], **GREEDY | {"max_new_tokens": 2}) for p in prompts]
+        if comm.rank == 0:
+            assert found[0][0].ids == found[2][0].ids
+            assert llm._session.runner.pages.used == 0

@@ -56,6 +56,19 @@ def test_a_beginning_that_is_being_computed_is_waited_for():
     assert own._pages.table(same.slot) == own._pages.table(first.slot)[:3]
 
 
+@pytest.mark.parametrize("pages", [4, 5])
+def test_the_last_page_is_copied_only_where_there_is_one_more(pages):
+    own = scheduler(pages=pages, slots=2, context=256)
+    ids = [*range(250)]
+    for cached in (0, 249 if pages == 5 else 192, 249 if pages == 5 else 192):
+        text = Text([*ids], 256)
+        own.add(text)
+        assert begin_all(own) == [text] and text.computed == cached
+        while text.slot is not None:
+            go_on(own, own.shares(512))
+    assert own._pages.used == 0
+
+
 def test_a_long_text_is_not_passed_by_for_ever():
     own = scheduler(pages=50, slots=4)
     running, long, short = Text([1] * 640, 700), Text([2] * 2900, 2950), Text([3], 9)

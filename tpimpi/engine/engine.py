@@ -7,6 +7,7 @@ ends alone; what fails on a machine is raised.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,7 @@ class Job(Text):
     def __init__(self, generation: Generation):
         super().__init__(generation.ids, generation.most)
         self.generation = generation
+        self.pending: deque[Piece | Exception] = deque()  # of one who asks for it later
 
 
 class Engine:

@@ -39,6 +39,7 @@ class Leader:
 
         Raises UserError for the first rank that can't.
         """
+        self._refuse_while_busy()
         return self._session.runner.save(ids, folder)
 
     def recall(self, ids: Sequence[int], folder: str) -> None:
@@ -46,12 +47,18 @@ class Leader:
 
         `ids` are as many as it said. Raises UserError where they are not that, or damaged.
         """
+        self._refuse_while_busy()
         if len(ids) > self.context:
             raise UserError(
                 f"the text that was saved has {len(ids)} tokens, and memory was planned for "
                 f"{self.context}; load the model with a longer context"
             )
         self._session.runner.recall(self._prompts.checked(ids), folder)
+
+    def _refuse_while_busy(self) -> None:
+        """Raise UserError in the middle of a text, whose pages would be taken."""
+        if self._session.engine.busy:
+            raise UserError("a text is half-way; finish or close it before others are kept")
 
     def figures(self) -> list[RankFigures]:
         """Return all ranks' figures since the start."""

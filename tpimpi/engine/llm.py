@@ -215,6 +215,8 @@ class LLM:
         """Return the texts to be made, on rank 0 (collective). Raises UserError on all ranks."""
         self._begin()
         with self._group.together():
+            if settings is not None and choices:
+                raise UserError(f"give settings, or {', '.join(sorted(choices))}, but not both")
             wanted = settings or GenerationSettings.of(self.defaults, **choices)
             if self._group.rank != 0:
                 return []
@@ -256,6 +258,8 @@ class LLM:
         if self._group.left:
             raise MachineError("another rank has left the model with an error; load it again")
         self._end_stream()
+        if self._session.is_led:
+            raise UserError("the other ranks serve what rank 0 leads: a leader, or a service")
         self._group.agree(self._session.model.failure)
 
     def _end_stream(self) -> None:

@@ -95,7 +95,7 @@ def work_of(config, context: int | None, max_batch: int, kv_tokens: int | None):
     """
     from tpimpi.memory.account import Work
 
-    wanted = context or min(CONTEXT, config.max_positions)
+    wanted = context or min(CONTEXT, config.max_positions, kv_tokens or CONTEXT)
     enough = wanted if context else min(ENOUGH, wanted)
     rows = max(max_batch, LOGITS_BYTES // (4 * config.vocab_size))  # for `score`
     pool = kv_tokens or wanted * min(max_batch, SHARED)

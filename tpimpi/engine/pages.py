@@ -154,7 +154,7 @@ class Pages:
         return Found(at + best, tuple(pages), copied)
 
     def adopt(self, slot: int, found: Found) -> Adopted:
-        """Let an empty slot begin with what was found. There must be room for a page to copy to."""
+        """Let an empty slot begin with what was found. There must be room for one page besides."""
         table, copy = self._tables[slot], None
         assert not table
         for page in found.pages:
@@ -162,8 +162,10 @@ class Pages:
             table.append(page)
         if found.copied is not None:
             self._use(found.copied)  # so that it isn't taken itself
-            copy = found.copied, self._take()
-            self._drop(found.copied)
+            try:
+                copy = found.copied, self._take()
+            finally:
+                self._drop(found.copied)
             table.append(copy[1])
         return Adopted(found.tokens, tuple(table), copy)
 

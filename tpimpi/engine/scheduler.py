@@ -102,6 +102,10 @@ class Scheduler:
                 continue
             need = min((len(text.ids) - 1) // PAGE_TOKENS + 1, self._most_pages) - full
             unused = sum(self._pages.is_unused(page) for page in found.pages)
+            if found.copied is not None:
+                # While it is copied both pages are needed: it may be the very last one.
+                room = self._pages.room - unused - self._pages.is_unused(found.copied)
+                found = found if room else Found(full * PAGE_TOKENS, found.pages)
             if self.running and need + self._owed() > self._pages.room - unused:
                 return None
             self.waiting.remove(text)

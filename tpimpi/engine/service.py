@@ -94,6 +94,8 @@ class Service:
         Exception that ended it. Raises UserError for what can't be made, Busy where too many wait,
         and MachineError once the service has ended.
         """
+        if self._prompts is None:
+            raise UserError("rank 0 alone takes requests; the other ranks compute")
         generation = self._prompts.generation(prompt, settings, add_bos, constraint)
         ticket = Ticket(self, generation, listener)
         with self._changed:
@@ -153,7 +155,7 @@ class Service:
         """
         error: BaseException | None = None
         try:
-            with self._session.leading() as runner:
+            with self._session.leading("serving") as runner:
                 if runner is not None:
                     self._serve(self._session.engine)
         except BaseException as e:

@@ -43,6 +43,7 @@ class Session:
         self._watch = figures.Stopwatch(group, tape, plan, threads)
         self.runner.on_figures = self.figures
         self._resting_since: float | None = None
+        self.is_led = False  # whether the others serve what rank 0 wants
 
     def __enter__(self) -> Session:
         return self
@@ -67,23 +68,26 @@ class Session:
             self._resting_since = None
 
     @contextmanager
-    def leading(self) -> Iterator[Runner | None]:
+    def leading(self, doing: str = "computing") -> Iterator[Runner | None]:
         """Let rank 0 run a block with the runner while the others serve (collective).
 
         They get None, once rank 0 has left its block. Its error is raised on all ranks, or what
         has failed on another and was the cause.
         """
-        status.current.begin("computing")
+        status.current.begin(doing)
         if self._group.rank != 0:
             if self.runner.serve():
                 self._agree(None)
             yield None
             return
         error: BaseException | None = None
+        self.is_led = True
         try:
             yield self.runner
         except BaseException as e:
             error = e
+        finally:
+            self.is_led = False
         failed = error is not None and not isinstance(error, GeneratorExit)
         reachable = self.runner.reachable
         self.runner.stop(failed)

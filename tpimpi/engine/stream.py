@@ -12,6 +12,7 @@ from tpimpi.engine.figures import decode_rate, made
 from tpimpi.engine.generation import Completion, Generation
 from tpimpi.engine.request import Piece
 from tpimpi.engine.session import Session
+from tpimpi.errors import UserError
 
 
 def pieces(
@@ -23,19 +24,27 @@ def pieces(
     """
     job = engine.add(generation)
     try:
-        while not generation.reason and not cancelled():
-            for whose, piece in engine.step():
-                if whose is not job:
-                    continue
+        while True:
+            while job.pending:
+                piece = job.pending.popleft()
                 if isinstance(piece, Exception):
                     raise piece
-                count, first = generation.made, generation.first_token_seconds
-                rate = decode_rate(count, first, generation.seconds)
-                status.current.figures = made(count, generation.prompt_tokens, first, rate)
+                _tell(generation)
                 yield piece
+            if generation.reason or cancelled():
+                return
+            for whose, piece in engine.step():  # others' may be iterated in turn with this one
+                whose.pending.append(piece)
     finally:
         if not generation.reason:
             engine.cancel(job)
+
+
+def _tell(generation: Generation) -> None:
+    """Note how far a text is, for those who look, or end the program."""
+    count, first = generation.made, generation.first_token_seconds
+    rate = decode_rate(count, first, generation.seconds)
+    status.current.figures = made(count, generation.prompt_tokens, first, rate)
 
 
 class Text:
@@ -55,6 +64,8 @@ class Text:
         return self._generation.completion
 
     def _run(self) -> Iterator[Piece]:
+        if not self._session.is_led:
+            raise UserError("the block of leading() was left; make texts within it")
         self._session.wake()
         try:
             yield from pieces(self._session.engine, self._generation, self._cancelled.is_set)
