@@ -43,6 +43,13 @@ def test_another_file_is_not_written_over(tmp_path):
         files.write(tmp_path / "none" / "a", SAVED)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    for act in (lambda: files.write(tmp_path / name, SAVED), lambda: files.read(tmp_path / name)):
+        with pytest.raises(UserError, match="no name of a file"):
+            act()
+
+
 def test_what_is_no_ordinary_file_stays_as_it_is(tmp_path):
     """Root could put a file in the place of /dev/null."""
     pipe, link = tmp_path / "pipe", tmp_path / "link"

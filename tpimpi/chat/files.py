@@ -36,8 +36,8 @@ class Saved:
 
 def write(path: Path, saved: Saved) -> None:
     """Write a conversation. Raises UserError over another kind of file, and MachineError."""
-    path = path.resolve()  # what a link leads to is replaced, and not the link
     _refuse_no_file(path)
+    path = path.resolve()  # what a link leads to is replaced, and not the link
     if not path.parent.is_dir():
         raise UserError(f"{path.parent} is no folder; make it first, or name another file")
     if path.exists() and path.stat().st_size:
@@ -68,9 +68,17 @@ def _refuse_no_file(path: Path) -> None:
 
     One would be replaced by a file, as far as root may, or be read without an end.
     """
+    there = True
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        there = False
+    except (OSError, ValueError) as error:  # it is too long, or has a null byte
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{str(path)[:80]!r} is no name of a file ({why})") from None
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
-    if path.exists() and not path.is_file():
+    if there and not path.is_file():
         raise UserError(f"{path} is no ordinary file; name another one")
 
 

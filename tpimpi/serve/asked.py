@@ -90,7 +90,7 @@ async def read(request: Request, kind: type[B]) -> B:
     """Return a request's body, once there is a model. Raises ApiError."""
     context = context_of(request)
     most = most_body(context.model().context)
-    body = await read_body(request, kind, most, context.settings.body_seconds)
+    body = await read_body(request, kind, most, context.settings.body_seconds, context.bodies)
     check_stream(body)
     return body
 

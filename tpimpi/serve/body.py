@@ -8,19 +8,42 @@ import anyio
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from tpimpi.serve.errors import ApiError
+from tpimpi.serve.errors import SOON, ApiError
 from tpimpi.serve.fields import check_extra
 from tpimpi.serve.schema import Body
+from tpimpi.serve.settings import FREE, HELD
 
 B = TypeVar("B", bound=Body)
 
 
-async def read_body(request: Request, kind: type[B], most: int, seconds: float) -> B:
+class Bodies:
+    """How many bytes of bodies are in memory that are being read, of all connections."""
+
+    def __init__(self) -> None:
+        self._held = 0
+
+    def grow(self, more: int, most: int) -> None:
+        """Take some more bytes, `most` in all. Raises ApiError where there is no room for them."""
+        if self._held + more > most:
+            raise ApiError(
+                503, "too many long requests are coming at the same time; ask again soon", "busy",
+                retry_after=SOON,
+            )  # fmt: skip
+        self._held += more
+
+    def shrink(self, bytes_: int) -> None:
+        """Give bytes back."""
+        self._held -= bytes_
+
+
+async def read_body(
+    request: Request, kind: type[B], most: int, seconds: float, bodies: Bodies
+) -> B:
     """Return a request's body as what it is to be.
 
     Raises ApiError, and ClientDisconnect where the client leaves meanwhile.
     """
-    data = bytearray()
+    data, counted = bytearray(), 0
     try:
         length = int(request.headers.get("content-length", "0"))
     except ValueError:
@@ -33,13 +56,19 @@ async def read_body(request: Request, kind: type[B], most: int, seconds: float) 
                 data += part
                 if len(data) > most:
                     raise _too_large(len(data), most)
+                more = max(len(data) - FREE - counted, 0)
+                bodies.grow(more, HELD * most)
+                counted += more
+        body = kind.model_validate_json(data)
     except TimeoutError:
         raise ApiError(408, f"the body has not come within {seconds:g} s") from None
-    try:
-        body = kind.model_validate_json(data)
     except ValidationError as error:
         raise _refusal(error) from None
+    finally:
+        bodies.shrink(counted)
     check_extra(kind.kind, body.model_extra, getattr(body, "n", None))
+    if body.model_extra:
+        body.model_extra.clear()  # what is ignored is not kept until the answer is made
     return body
 
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from tpimpi import status
 from tpimpi.serve.answers import Health
+from tpimpi.serve.body import Bodies
 from tpimpi.serve.errors import SOON, ApiError
 from tpimpi.serve.mailbox import Mailbox
 from tpimpi.serve.metrics import Metrics
@@ -29,6 +30,7 @@ class Context:
     state: Literal["loading", "ok", "stopping", "ended"] = "loading"
     why: str = ""  # it has ended
     mailbox: Mailbox | None = None
+    bodies: Bodies = field(default_factory=Bodies)
     _begin: float = field(default_factory=time.monotonic)
 
     def model(self) -> Served:

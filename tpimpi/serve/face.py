@@ -14,6 +14,7 @@ import uvicorn
 
 from tpimpi.serve.address import base_url, bound_sockets, can_be_read, check_certificate
 from tpimpi.serve.app import application
+from tpimpi.serve.connection import Connection, most_connections
 from tpimpi.serve.context import Context
 from tpimpi.serve.served import Served
 from tpimpi.serve.settings import FaceSettings
@@ -40,9 +41,12 @@ class Face:
         sockets = bound_sockets(settings)
         self.url, self.can_be_read = base_url(settings, sockets), can_be_read(settings, sockets)
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what users need is said by us
+        for name in ("uvicorn", "asyncio"):  # what users need is said by us
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        Connection.most = most_connections()
         config = uvicorn.Config(
-            application(self._context), lifespan="off", ws="none", log_config=None,
+            application(self._context), http=Connection, lifespan="off", ws="none",
+            log_config=None,
             access_log=False, proxy_headers=False, server_header=False,
             timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=int(settings.closing_seconds),
             ssl_certfile=settings.certificate, ssl_keyfile=settings.private_key,

@@ -62,8 +62,9 @@ async def tokenize(request: Request) -> Response:
     context = context_of(request)
     served = context.model()
     body = await read_body(
-        request, TokenizeRequest, most_body(served.context), context.settings.body_seconds
-    )
+        request, TokenizeRequest, most_body(served.context), context.settings.body_seconds,
+        context.bodies,
+    )  # fmt: skip
     served.named(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", "invalid_value", "prompt")
@@ -86,8 +87,9 @@ async def detokenize(request: Request) -> Response:
     context = context_of(request)
     served = context.model()
     body = await read_body(
-        request, DetokenizeRequest, most_body(served.context), context.settings.body_seconds
-    )
+        request, DetokenizeRequest, most_body(served.context), context.settings.body_seconds,
+        context.bodies,
+    )  # fmt: skip
     served.named(body.model)
     if max(body.tokens, default=0) >= served.config.vocab_size:
         raise ApiError(

@@ -32,6 +32,10 @@ class FaceSettings:
     closing_seconds: float = 5.0  # that clients have to read the last of their answers
 
 
+HEAD_SECONDS = 30.0  # in which the head of a connection's next request must have come
+SPARE_FILES = 64  # of those that a process may open, kept for what are no connections
+FREE = 16 << 10  # bytes of each body that are not counted
+HELD = 4  # times the largest body: what bodies that are being read may have together
 SMALL = 256 << 10  # bytes that every body may have
 PER_TOKEN = 24  # ... and for each token of the context; of most languages a token has four
 TIMES = 36  # the memory of a body that is read, at worst: a message of 28 bytes is many objects
@@ -45,4 +49,4 @@ def most_body(context: int) -> int:
 
 def memory_of_serving(context: int) -> int:
     """Return the bytes that a server takes while it answers, beyond those at its start."""
-    return SERVING + TIMES * most_body(context)
+    return SERVING + (TIMES + HELD) * most_body(context)
