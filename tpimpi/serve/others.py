@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -13,9 +14,11 @@ from tpimpi.serve.body import read_body
 from tpimpi.serve.context import beside, context_of
 from tpimpi.serve.errors import SOON, ApiError
 from tpimpi.serve.messages import conversation_text
-from tpimpi.serve.schema import DetokenizeRequest, TokenizeRequest
+from tpimpi.serve.schema import Body, DetokenizeRequest, TokenizeRequest
 from tpimpi.serve.served import Served
 from tpimpi.serve.settings import most_body
+
+B = TypeVar("B", bound=Body)
 
 
 async def models(request: Request) -> Response:
@@ -59,17 +62,21 @@ async def figures(request: Request) -> Response:
 
 async def tokenize(request: Request) -> Response:
     """Cut a text, or a conversation, to tokens."""
-    context = context_of(request)
-    served = context.model()
-    body = await read_body(
-        request, TokenizeRequest, most_body(served.context), context.settings.body_seconds,
-        context.bodies,
-    )  # fmt: skip
-    served.named(body.model)
+    served, body = await _read(request, TokenizeRequest)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", "invalid_value", "prompt")
     ids = await beside(served, _ids, served, body)
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": served.context})
+
+
+async def _read(request: Request, kind: type[B]) -> tuple[Served, B]:
+    """Return the model, and a request's body, which may name it. Raises ApiError."""
+    context = context_of(request)
+    served = context.model()
+    most, seconds = most_body(served.context), context.settings.body_seconds
+    body = await read_body(request, kind, most, seconds, context.bodies)
+    served.named(body.model)
+    return served, body
 
 
 def _ids(served: Served, body: TokenizeRequest) -> list[int]:
@@ -84,13 +91,7 @@ def _ids(served: Served, body: TokenizeRequest) -> list[int]:
 
 async def detokenize(request: Request) -> Response:
     """Put tokens together to a text."""
-    context = context_of(request)
-    served = context.model()
-    body = await read_body(
-        request, DetokenizeRequest, most_body(served.context), context.settings.body_seconds,
-        context.bodies,
-    )  # fmt: skip
-    served.named(body.model)
+    served, body = await _read(request, DetokenizeRequest)
     if max(body.tokens, default=0) >= served.config.vocab_size:
         raise ApiError(
             400, f"id {max(body.tokens)} is beyond the vocabulary of {served.config.vocab_size} "
