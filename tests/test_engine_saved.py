@@ -43,8 +43,11 @@ def test_a_saved_text_goes_on(comm, shared_tmp):
             leader.recall(ids, folder)
             again = made(leader, turn)
             assert again.cached_tokens == kept and again.ids == expected
+    others = shared_tmp / "of another run"
     comm.Barrier()
     if comm.rank == comm.size - 1:
+        others.mkdir()
+        (others / "kv-0-of-9.h5").touch()
         damaged = bytearray(mine.read_bytes())
         damaged[-20000] ^= 1
         mine.write_bytes(damaged)
@@ -55,6 +58,7 @@ def test_a_saved_text_goes_on(comm, shared_tmp):
                 (lambda: leader.recall(ids, folder), rf"damaged.*\(rank {comm.size - 1} on "),
                 (lambda: leader.recall([*ids[:-1], 5], folder), "another text"),
                 (lambda: leader.recall(ids, folder / "nothing"), "does not exist"),
+                (lambda: leader.recall(ids, others), f"of 9 ranks, this run has {comm.size}"),
                 (lambda: leader.recall([5] * 401, folder), "401 tokens"),
             ):
                 with pytest.raises(UserError, match=words):

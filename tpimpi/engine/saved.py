@@ -19,7 +19,7 @@ from tpimpi.errors import UserError
 from tpimpi.shards.layout import Identity
 
 FORMAT = 1
-_AGAIN = "the conversation goes on without it, and computes its past again"
+_AGAIN = "the conversation goes on, and computes its past again"
 
 
 def path_of(folder: str | Path, identity: Identity) -> Path:
@@ -82,11 +82,21 @@ def read(
                         f"{path} is damaged: its {name} are not what was saved; {_AGAIN}"
                     )
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {_AGAIN}") from None
+        raise UserError(f"{_missing(path, identity.size)}; {_AGAIN}") from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:  # as HDF5 puts it
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} can't be read ({error}); {_AGAIN}") from None
+
+
+def _missing(path: Path, size: int) -> str:
+    """Return what is said of a file that does not exist: another number of ranks may have some."""
+    sizes = {found.stem.rpartition("-of-")[2] for found in path.parent.glob("kv-*-of-*.h5")}
+    others = sorted(int(one) for one in sizes if one.isdecimal() and int(one) != size)
+    if not others:
+        return f"{path} does not exist"
+    ranks = " or ".join(f"{n} rank{'' if n == 1 else 's'}" for n in others)
+    return f"the keys and values in {path.parent} are of {ranks}, this run has {size}"
 
 
 _WHAT = {
