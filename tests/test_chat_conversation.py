@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tpimpi.chat.choices import Choices
@@ -12,7 +12,10 @@ from tpimpi.chat.conversation import Conversation, Turn
 from tpimpi.chat.interrupts import Interrupts
 from tpimpi.chat.thinking import Thinking, opens_thinking
 from tpimpi.checkpoint.template import ChatTemplate
+from tpimpi.checkpoint.tokenizer import load_tokenizer
 from tpimpi.errors import UserError
+from tpimpi.model.config import ModelConfig
+from vocabularies import DEMO
 
 MARKS = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -188,3 +191,29 @@ def test_a_long_text_is_refused_by_who_cuts_it_to_tokens(tmp_path):
     found = Conversation(SimpleNamespace(render=lambda messages: "x"), refuse)
     with pytest.raises(UserError, match="too long"):
         found.prompt("?")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(DEMO, ModelConfig.from_directory(DEMO))
+
+
+@given(pieces=st.lists(st.text("he \n:Uø", max_size=6), max_size=8), ended=st.booleans())
+@example(pieces=[*"hello"], ended=True)
+def test_known_ids_stand_for_the_same_text(tmp_path_factory, tokenizer, pieces, ended):
+    def written(ids):
+        return b"".join(map(tokenizer.token_bytes, ids))
+
+    found = talk(tmp_path_factory.mktemp("talk"))
+    found._cut = lambda text: tokenizer.encode(text, add_bos=False)
+    found._written = tokenizer.token_bytes
+    prompt = found.prompt("hello").ids
+    line = found._cut("\n")  # with the blank that this tokenizer puts before all
+    made = [i for piece in pieces for i in found._cut("\n" + piece)[len(line) :]]
+    found.add("hello", tokenizer.decode(made))
+    plain = found.prompt("and?").ids
+    found.remember([*prompt, *made, *([2] if ended else [])])
+    ids = found.prompt("and?").ids
+    assert written(ids) == written(plain)
+    if pieces == [*"hello"]:
+        assert len(made) == 5 and ids[: len(prompt) + 5] == [*prompt, *made] and ids != plain

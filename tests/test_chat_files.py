@@ -18,7 +18,7 @@ MESSAGES = [
     {"role": "user", "content": "Grüße\n\u2028"},
     {"role": "assistant", "content": "日本"},
 ]
-SAVED = Saved("demo", "abc", MESSAGES, {"temperature": 0.5}, "talk.json.kv", 12)
+SAVED = Saved("demo", "abc", MESSAGES, {"temperature": 0.5}, "talk.json.kv", 2, (5, 6, 7))
 
 
 def test_it_comes_back_as_it_was(tmp_path):
@@ -104,6 +104,8 @@ def content(**changes):
         (content(kv="../elsewhere"), "no folder beside it"),
         (content(kv=7), "no folder beside it"),
         (content(kv_tokens="x"), "kv_tokens is no whole number"),
+        (content(kv_ids="1 -2"), "kv_ids are no ids"),
+        (content(kv_ids=[1]), "kv_ids are no ids"),
     ],
 )
 def test_garbage_is_refused_in_a_sentence(tmp_path, data, words):

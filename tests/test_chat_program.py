@@ -26,7 +26,7 @@ CTRL_C, CTRL_D, LEFT, UP, ALT_ENTER = b"\x03", b"\x04", b"\x1b[D", b"\x1b[A", b"
 def notes(process):
     """Return what was said on standard error about the conversation."""
     lines = process.stderr.splitlines()
-    begin = next(i for i, line in enumerate(lines) if "/help lists the commands" in line)
+    begin = next(i for i, line in enumerate(lines) if "tokens of context" in line)
     return "\n".join(lines[begin:])
 
 
@@ -42,7 +42,9 @@ def test_a_conversation_in_a_pipe(mpirun, ranks, tmp_path):
     said, told = output(process), notes(process)
     assert "a plain form (User: ..., Assistant:); 512 tokens of context" in told
     assert "there is no command /frob; /help lists them" in told
-    assert "1 answers" not in told and "3 answers of" in told and "peak memory" in told
+    assert (
+        "asked again: And who are you?" in told and "3 answers of" in told and "peak memory" in told
+    )
     cached = [int(n) for n in re.findall(r"(\d+) of them cached", told)]
     assert cached[0] == 0 and cached[1] >= 16 and cached[2] >= cached[1]
     saved = json.loads(path.read_text())
@@ -57,6 +59,13 @@ def test_a_conversation_in_a_pipe(mpirun, ranks, tmp_path):
     assert int(found[1]) > int(found[2]) >= saved["kv_tokens"] - 16
 
 
+def test_an_open_block_ends_with_the_input(mpirun):
+    process = run(mpirun, 0, *CHAT, "-n", 8, stdin='/HELP\n"""\n"""\n"""\nWhat\nnews?\n')
+    told = notes(process)
+    assert output(process) and told.count("8 tokens after") == 1
+    assert 'between lines of """' in told and "Alt-Enter" not in told
+
+
 def test_the_same_seed_gives_the_same_conversation(mpirun):
     flags, typed = ["--seed", 3, "--length", 16], "Hello\n/retry\n"
     texts = {output(run(mpirun, ranks, *CHAT, *flags, stdin=typed)) for ranks in (0, 2)}
@@ -69,6 +78,7 @@ def test_the_same_seed_gives_the_same_conversation(mpirun):
     ("flags", "words"),
     [(["--context", 4096], "--context is 4096, but the model's is 512"),
      (["--load", "/none"], "/none can't be read"),
+     (["--prompt", "hi"], "chat takes no --prompt"),
      (["--system", ""], None), (["--top-p", 2], "must be from 0 to 1")],
 )  # fmt: skip
 def test_mistakes(mpirun, flags, words):
@@ -160,7 +170,7 @@ def test_a_conversation_at_a_terminal(mpirun, ranks, tmp_path):
     user.until(b"one", b"two", b"12 tokens after", READY)
     # Ctrl-C stops the answer, and what is typed meanwhile is the next question.
     user.type(b"/set length 400\r")
-    user.until(b"temperature", READY)
+    user.until(b"length 400", READY)
     user.type(b"go on\r")
     user.until(b"go on", SENT, b" ")
     user.type(b"/undo", CTRL_C, b"\r")
@@ -177,6 +187,18 @@ def test_a_conversation_at_a_terminal(mpirun, ranks, tmp_path):
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
     typed = [line for line in history.read_text().splitlines() if line.startswith("+")]
     assert typed[:4] == ["+hello", "+hell!o", "+one", "+two"]
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_what_is_typed_while_it_starts_is_sent_by_enter(mpirun, ranks, tmp_path):
+    pytest.importorskip("prompt_toolkit")
+    user = at_terminal(mpirun, ranks, tmp_path, "--length", 12)
+    user.type(b"hello\rand then?\r")  # the terminal still makes lines of it
+    user.until(b"12 tokens after", b"12 tokens after", READY)
+    user.type(b"/help\r")
+    user.until(b"Alt-Enter or Ctrl-J", READY)
+    user.type(CTRL_D)
+    assert user.end() == 0
 
 
 def test_a_terminal_without_the_library(mpirun, tmp_path):

@@ -106,6 +106,8 @@ class Screen:
 class Typed:
     """Lines as they are typed; an exception is raised."""
 
+    keys = ("Enter sends.",)
+
     def __init__(self, *lines):
         self._lines = list(lines)
 
@@ -120,7 +122,9 @@ class Talk:
     def __init__(self, folder, context=100, drop_oldest=False, template=TEMPLATE, **said):
         (folder / "chat_template.jinja").write_text(template)
         self.leader, self.screen, self.interrupts = Leader(), Screen(), Interrupts()
-        self.conversation = Conversation(ChatTemplate(folder), lambda text: [*map(ord, text)])
+        self.conversation = Conversation(
+            ChatTemplate(folder), lambda text: [*map(ord, text)], lambda i: chr(i).encode()
+        )  # fmt: skip
         self.session = Session(
             self.leader, self.conversation, Choices(said, {}, 7),
             Known("demo", "abc", "its own form", context, "all of it in memory", drop_oldest),
@@ -206,10 +210,12 @@ def test_help_tells_every_command(talk):
     notes = talk.type("/help")
     for command in commands.COMMANDS:
         assert f"{command.name} {command.takes}".strip() in notes and command.summary in notes
+    assert notes.endswith("Enter sends.") and max(map(len, notes.splitlines())) <= 80
 
 
-def test_exit_ends_it(talk):
-    talk.type("/exit", "hi")
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye", "/EXIT"])
+def test_exit_ends_it(talk, word):
+    talk.type(word, "hi")
     assert not talk.prompts
 
 
@@ -222,9 +228,11 @@ def test_clear_undo_and_retry(talk):
     seeds = [settings.sampling.seed for _, settings in talk.leader.asked]
     assert seeds == [7, 8, 9]
     assert "taken back: b; 1 turn left" in talk.type("/undo")
-    talk.type("/retry")  # asks again what was taken back
+    # What was taken back is asked again.
+    assert "asked again: b" in talk.type("/retry")
     assert talk.turns == [("a", "one"), ("b", "four")]
     assert "2 turns forgotten" in talk.type("/clear") and not talk.turns
+    assert "there is no question to ask again" in talk.type("/retry") and not talk.turns
 
 
 def test_system(talk):
@@ -238,10 +246,16 @@ def test_system(talk):
 def test_set(talk):
     assert "temperature 0.7" in talk.type("/set temperature 0.7", "hi")
     assert talk.leader.asked[0][1].sampling.temperature == 0.7
-    talk.type("/set top-k=3", "hi")
+    assert "top_k 3; also set: temperature 0.7" in talk.type("/set top-k=3", "hi")
     assert talk.leader.asked[1][1].sampling.top_k == 3
     notes = talk.type("/set")
     assert "top_k 3" in notes and "top_p 0.9 (default)" in notes
+    assert "length 9; also set: temperature 0.7, top_k 3" in talk.type("/set length 9")
+    assert "top_k 0 (default); also set: temperature 0.7, length 9" in talk.type(
+        "/set top_k default"
+    )
+    assert "length is 0, but must be" in talk.type("/set length 0")
+    assert "top-p is 2.0, but" in talk.type("/set top-p 2")
     assert "needs a value" in talk.type("/set temperature")
     assert "must be a number" in talk.type("/set temperature hot")
     assert "there is no setting 'heat'" in talk.type("/set heat 3")
@@ -293,6 +307,8 @@ def test_save_and_load(talk, tmp_path):
     assert other.turns[-1] == ("hi", "yes")
     assert "/save needs a file" in Talk(tmp_path).type("/save")
     assert "/load needs a file" in talk.type("/load")
+    assert "/save knows no --vk; /save takes a file and --kv" in talk.type(f"/save {path} --vk")
+    assert "/load knows no --kv; /load takes a file alone" in talk.type(f"/load {path} --kv")
 
 
 @pytest.mark.parametrize("words", ["--kv {}", "{} --kv"])
@@ -307,6 +323,42 @@ def test_keys_and_values_are_kept_and_found_again(talk, tmp_path, words):
     talk.leader.kept.clear()
     notes = talk.type(f"/load {path}")
     assert "1 turn loaded" in notes and f"{folder} does not fit; all of it is computed" in notes
+
+
+def test_keys_and_values_that_belong_to_nothing_any_more_are_removed(talk, tmp_path):
+    path, folder = tmp_path / "talk.json", tmp_path / "talk.json.kv"
+    talk.type("hi", f"/save {path} --kv")
+    folder.mkdir()
+    (folder / "kv-0-of-2.h5").touch()
+    copied = tmp_path / "copied.json"
+    copied.write_text(path.read_text())
+    assert "removed" not in talk.type(f"/save {copied}") and folder.exists()
+    assert "removed" not in talk.type(f"/save {path} --kv") and folder.exists()
+    assert f"are removed: {folder}" in talk.type(f"/save {path}") and not folder.exists()
+    assert "removed" not in talk.type(f"/save {path}")
+
+
+def test_what_the_model_has_chosen_is_not_cut_anew(talk, tmp_path):
+    # A text is cut to letters; the model chose a token of two.
+    pair = 1 << 20
+    talk.conversation._written = lambda i: b"he" if i == pair else chr(i).encode()
+    talk.type("hi")
+    talk.conversation.undo()
+    talk.conversation.add("hi", "hello")
+    talk.conversation.remember([*map(ord, "u:hi|a:"), pair, *map(ord, "llo<end>")])
+    ids = [*map(ord, "u:hi|a:"), pair, *map(ord, "llo|")]
+    assert talk.conversation.ids() == ids
+    assert talk.conversation.prompt("x").ids == [*ids, *map(ord, "u:x|a:")]
+    path = tmp_path / "talk.json"
+    talk.type(f"/save {path} --kv")
+    other = Talk(tmp_path)
+    other.leader, other.session.leader = talk.leader, talk.leader
+    other.conversation._written = talk.conversation._written
+    assert "keys and values of 11 of 12 tokens are there" in other.type(f"/load {path}")
+    assert other.conversation.ids() == ids
+    path.write_text(path.read_text().replace("hello", "hollo"))  # by hand
+    assert "does not fit" in other.type(f"/load {path}")
+    assert other.conversation.ids() == [*map(ord, "u:hi|a:hollo|")]
 
 
 def test_what_was_not_computed_here_is_saved_without_keys_and_values(talk, tmp_path):
@@ -361,10 +413,11 @@ def test_garbage_is_not_loaded(talk, tmp_path):
 
 def test_stats(talk):
     notes = talk.type("hi", "/stats")
-    for words in ("demo, abc; its own form", "context 10 of 100 tokens", "all of it in memory",
-                  "1 answers of 3 tokens, 2.00 tokens/s", "3 of them cached", "peak memory",
+    for words in ("demo, abc; its own form", "context 11 of 100 tokens", "all of it in memory",
+                  "1 answer of 3 tokens, 2.00 tokens/s", "3 of them cached", "peak memory",
                   "seed 7"):  # fmt: skip
         assert words in notes
+    assert "context 0 of 100" in talk.type("/undo", "/stats")
 
 
 def test_a_refusal_of_the_engine_ends_nothing(talk):

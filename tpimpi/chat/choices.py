@@ -19,6 +19,7 @@ _SAID = (*(_NAMES.get(name, name) for name in _KINDS), "logit_bias", "stop", "st
          "ignore_eos")  # fmt: skip
 UNSAID = "default"  # as a value: what was said is taken back
 _SHOWN = ("temperature", "top_k", "top_p", "min_p", "seed")
+_CALLED = {key: name for name, key in _NAMES.items()}
 
 
 class Choices:
@@ -37,27 +38,32 @@ class Choices:
         self._length, self._stop, self._answers = length, stop, 0
         self._made()
 
-    def set(self, name: str, text: str) -> None:
-        """Say the value of one thing from now on. Raises UserError."""
+    def set(self, typed: str, text: str) -> str:
+        """Say the value of one thing from now on; return what is told of that.
+
+        The name may be typed with hyphens. Raises UserError, which calls it as it was typed.
+        """
+        name = typed.replace("-", "_")
         if name not in _KINDS:
-            raise UserError(f"there is no setting {name!r}; there are {', '.join(_KINDS)}")
+            raise UserError(f"there is no setting {typed!r}; there are {', '.join(_KINDS)}")
         key = _NAMES.get(name, name)
         before = dict(self._said)
         if text == UNSAID:
             self._said.pop(key, None)
-            return
+            return self._told(name)
         try:
             self._said[key] = _KINDS[name](text)
         except ValueError:
             what = "whole number" if _KINDS[name] is int else "number"
-            raise UserError(f"{name} is {text!r}, but must be a {what}, or {UNSAID}") from None
+            raise UserError(f"{typed} is {text!r}, but must be a {what}, or {UNSAID}") from None
         try:
             self._made()
-        except UserError:
+        except UserError as error:
             self._said = before
-            raise
+            raise UserError(str(error).replace(key, typed, 1)) from None
         if name == "seed":
             self._answers = 0
+        return self._told(name)
 
     def next(self, room: int) -> GenerationSettings:
         """Return the settings of the next answer, where the context has so many tokens left."""
@@ -91,17 +97,23 @@ class Choices:
 
     def lines(self) -> list[str]:
         """Return what /set tells: each name, its value, whether it was said."""
-        made, found = asdict(self._made().sampling), []
-        for name in _KINDS:
-            key = _NAMES.get(name, name)
-            value = made.get(key, self._said.get(key, self._length or "what the context has left"))
-            found.append(f"{name} {value}" + ("" if key in self._said else f" ({UNSAID})"))
-        return found
+        return [self._line(name) for name in _KINDS]
 
     def line(self) -> str:
         """Return the settings that matter most, for people."""
         made = asdict(self._made().sampling)
         return ", ".join(f"{name} {made[name]}" for name in _SHOWN)
+
+    def _told(self, name: str) -> str:
+        """Return a name with its value, and everything else that was said."""
+        key = _NAMES.get(name, name)
+        others = [f"{_CALLED.get(n, n)} {v}" for n, v in self._said.items() if n != key]
+        return self._line(name) + (f"; also set: {', '.join(others)}" if others else "")
+
+    def _line(self, name: str) -> str:
+        key, made = _NAMES.get(name, name), asdict(self._made().sampling)
+        value = made.get(key, self._said.get(key, self._length or "what the context has left"))
+        return f"{name} {value}" + ("" if key in self._said else f" ({UNSAID})")
 
     def _made(self) -> GenerationSettings:
         said = {"seed": self._seed} | self._said

@@ -18,19 +18,23 @@ NOTHING = "nothing"  # as the text of /system: it is told nothing
 
 @dataclass(frozen=True)
 class Command:
-    """How it is written, what it does, and the function that does it; `last`: it ends all."""
+    """How it is written, what it does, and the function that does it; `last`: it ends all.
+
+    `also` are other names of it.
+    """
 
     name: str
     takes: str
     summary: str
     run: Callable[[Session, str], None]
     last: bool = False
+    also: tuple[str, ...] = ()
 
 
 def do(session: Session, text: str) -> bool:
     """Run a command as it was typed; return whether it was the last one."""
     word, _, rest = text.strip().partition(" ")
-    command = next((c for c in COMMANDS if c.name == word), None)
+    command = next((c for c in COMMANDS if word.lower() in (c.name, *c.also)), None)
     try:
         if command is None:
             raise UserError(_unknown(word))
@@ -44,7 +48,7 @@ def do(session: Session, text: str) -> bool:
 
 
 def _unknown(word: str) -> str:
-    like = difflib.get_close_matches(word, [c.name for c in COMMANDS], 1, 0.5)
+    like = difflib.get_close_matches(word.lower(), [c.name for c in COMMANDS], 1, 0.5)
     near = f"did you mean {like[0]}?" if like else "/help lists them"
     return f"there is no command {word}; {near} (a question that begins with / is written as //...)"
 
@@ -52,18 +56,13 @@ def _unknown(word: str) -> str:
 def _help(session: Session, _: str) -> None:
     width = max(len(f"{c.name} {c.takes}") for c in COMMANDS)
     lines = [f"{f'{c.name} {c.takes}':{width}}  {c.summary}" for c in COMMANDS]
-    lines += [
-        "",
-        'Several lines: Alt-Enter or Ctrl-J begins one; or write them between lines of """.',
-        "Ctrl-C stops an answer; at an empty line twice, or Ctrl-D, it leaves.",
-    ]
-    session.screen.note("\n".join(lines))
+    session.screen.note("\n".join([*lines, "", *session.keys]))
 
 
 def _clear(session: Session, _: str) -> None:
     count = len(session.conversation.turns)
     session.conversation.clear()
-    session.kept = False
+    session.asked, session.kept, session.refused = None, False, False
     session.screen.note(f"{_turns(count)} forgotten")
 
 
@@ -83,6 +82,7 @@ def _retry(session: Session, _: str) -> None:
         session.asked = session.conversation.undo()
     if session.asked is None:
         raise UserError("there is no question to ask again")
+    session.screen.note(f"asked again: {_short(session.asked)}")
     session.ask(session.asked)
 
 
@@ -100,20 +100,20 @@ def _set(session: Session, text: str) -> None:
         return
     if not value.strip():
         raise UserError(f"/set {name} needs a value, such as /set temperature 0.7")
-    session.choices.set(name.replace("-", "_"), value.strip())
-    session.screen.note(session.choices.line())
+    session.screen.note(session.choices.set(name, value.strip()))
 
 
 def _save(session: Session, text: str) -> None:
-    words = text.split()
-    kv = "--kv" in (*words[:1], *words[-1:])
+    kv = "--kv" in (*text.split()[:1], *text.split()[-1:])
     name = text.removeprefix("--kv").removesuffix("--kv").strip() if kv else text
+    _refuse_flags("/save", name, "/save takes a file and --kv")
     name = name or session.file
     if not name:
         raise UserError("/save needs a file: /save FILE")
     path, talk, known = Path(name).expanduser().absolute(), session.conversation, session.known
     if kv and not talk.turns:
         raise UserError("nothing was said yet, so there is nothing that --kv could keep")
+    before = files.kept(path)
     # The file first: a folder without one is of no use.
     saved = files.Saved(
         known.name, known.fingerprint, talk.messages(), session.choices.said()
@@ -122,13 +122,18 @@ def _save(session: Session, text: str) -> None:
     session.file = str(path)
     told = f"{_turns(len(talk.turns))} saved in {path}"
     if kv:
-        folder = path.with_name(f"{path.name}.kv")
-        count = session.leader.keep(talk.ids(), str(folder))
+        folder = files.folder_of(path)
+        ids = talk.ids()
+        count = session.leader.keep(ids, str(folder))
         if count:
-            files.write(path, replace(saved, kv=folder.name, kv_tokens=count))
+            kept = replace(saved, kv=folder.name, kv_tokens=count, kv_ids=tuple(ids))
+            files.write(path, kept)
             told += f", the keys and values of {count} tokens in {folder}"
+            before = None
         else:
             told += "; no keys and values, as nothing of it has been computed here yet"
+    if before is not None and files.remove(before):
+        told += f"; the keys and values that were saved before are removed: {before}"
     session.screen.note(told)
 
 
@@ -140,6 +145,8 @@ def load(session: Session, text: str, said: Mapping[str, Any] | None = None) -> 
     if not text:
         raise UserError("/load needs a file: /load FILE")
     path, known = Path(text).expanduser().absolute(), session.known
+    if not path.exists():
+        _refuse_flags("/load", text, "/load takes a file alone, and finds what --kv has saved")
     saved = files.read(path)
     talk, before = session.conversation, session.choices.said()
     session.choices.take(_tuples(saved.settings) | dict(said or {}))
@@ -155,29 +162,43 @@ def load(session: Session, text: str, said: Mapping[str, Any] | None = None) -> 
     if not same:
         told += f"; they were with another model, {saved.model}"
     if saved.kv and same:
-        told += f"; {_recalled(session, path.with_name(saved.kv), saved.kv_tokens)}"
+        told += f"; {_recalled(session, path.with_name(saved.kv), saved)}"
     elif saved.kv:
         told += "; their keys and values are computed again"
     session.screen.note(told)
 
 
-def _recalled(session: Session, folder: Path, count: int) -> str:
-    """Take the keys and values of so many tokens that were saved; return what is told of that."""
+def _refuse_flags(command: str, text: str, takes: str) -> None:
+    """Refuse words that look like flags. Raises UserError."""
+    flag = next((word for word in text.split() if word.startswith("--")), None)
+    if flag is not None:
+        raise UserError(f"{command} knows no {flag}; {takes}")
+
+
+def _recalled(session: Session, folder: Path, saved: files.Saved) -> str:
+    """Take the keys and values that were saved; return what is told of that."""
+    count = saved.kv_tokens
+    session.conversation.remember(saved.kv_ids)
     try:
         ids = session.conversation.ids()
         session.leader.recall(ids[:count], str(folder))
     except (UserError, MachineError) as error:
+        session.conversation.remember(())
         return str(error)
     return f"keys and values of {count} of {len(ids)} tokens are there again"
 
 
 def _stats(session: Session, _: str) -> None:
     total, known = session.totals, session.known
+    try:
+        context = str(len(session.conversation.ids()))
+    except UserError:  # it was loaded, and is too long
+        context = f"more than {known.context}"
     rate = decode_rate(total.made - total.answers + 1, total.first, total.seconds)
     session.screen.note("\n".join([
         f"model {known.name}, {known.fingerprint}; {known.form}",
-        f"context {total.context} of {known.context} tokens; {known.memory}",
-        f"{total.answers} answers of {total.made} tokens, {rate:.2f} tokens/s",
+        f"context {context} of {known.context} tokens; {known.memory}",
+        f"{_count(total.answers, 'answer')} of {total.made} tokens, {rate:.2f} tokens/s",
         f"prompts of {total.prompt} tokens, {total.cached} of them cached; first tokens after "
         f"{total.first:.2f} s in all",
         taken(session.leader.figures()),
@@ -190,7 +211,11 @@ def _nothing(_session: Session, _: str) -> None:
 
 
 def _turns(count: int) -> str:
-    return f"{count} turn{'' if count == 1 else 's'}"
+    return _count(count, "turn")
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _short(text: str) -> str:
@@ -213,13 +238,14 @@ COMMANDS = (
     Command("/undo", "", "take the last turn back", _undo),
     Command("/retry", "", "answer the last question anew, by another seed", _retry),
     Command("/save", "[FILE] [--kv]",
-            "save the conversation; --kv: with its keys and values, so that it goes on at once",
+            "save the conversation; --kv: and what is computed of it",
             _save),
     Command("/load", "FILE", "go on with a saved conversation", load),
-    Command("/system", "[TEXT]", f"tell the model something before all turns; {NOTHING}: nothing",
-            _system),
-    Command("/set", "[NAME VALUE]", "choose otherwise: /set temperature 0.7; alone: list all",
-            _set),
+    Command("/system", "[TEXT]",
+            f"set the system message, for all turns; {NOTHING}: none", _system),
+    Command("/set", "[NAME VALUE]",
+            "set how answers are made: /set top_k 40; alone: list all", _set),
     Command("/stats", "", "tell how much was computed, and how fast", _stats),
-    Command("/exit", "", "leave", _nothing, last=True),
+    Command("/exit", "", "leave; so do /quit and /bye", _nothing, last=True,
+            also=("/quit", "/bye")),
 )  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tpimpi.chat.thinking import opens_thinking
 from tpimpi.checkpoint.template import ChatTemplate
@@ -28,11 +29,17 @@ class Prompt:
 class Conversation:
     """The turns, and what the model is told before them. `encode` turns a text into ids.
 
-    The template writes special tokens itself, BOS among them, so `encode` must add none.
+    The template writes special tokens itself, BOS among them, so `encode` must add none. `written`
+    tells which bytes an id is in a text. With it the ids that a model has chosen stand for what
+    they say from then on, though the same text may be cut to others, which would be computed anew.
     """
 
-    def __init__(self, template: ChatTemplate, encode: Callable[[str], list[int]]):
-        self.template, self._encode = template, encode
+    def __init__(
+        self, template: ChatTemplate, encode: Callable[[str], list[int]],
+        written: Callable[[int], bytes] | None = None,
+    ):  # fmt: skip
+        self.template, self._cut, self._written = template, encode, written
+        self._known: list[int] = []  # of the last prompt and its answer
         self.turns: list[Turn] = []
         self.system: str | None = None
 
@@ -53,6 +60,28 @@ class Conversation:
         if not self.turns:
             return []
         return self._encode(self.template.render(self.messages(), add_generation_prompt=False))
+
+    def remember(self, ids: Sequence[int]) -> None:
+        """Know the ids of a prompt and of what a model has made after it."""
+        self._known = list(ids)
+
+    def _encode(self, text: str) -> list[int]:
+        """Return a text's ids: those that are known as far as they say the same, then others."""
+        ids = self._cut(text)
+        if self._written is None or not self._known:
+            return ids
+        parts = [self._written(token) for token in ids]
+        whole = b"".join(parts)
+        ends = {end: count for count, end in enumerate(accumulate(map(len, parts)), 1)}
+        at, taken, left = 0, 0, 0  # so many are known, and stand in place of so many
+        for count, token in enumerate(self._known, 1):
+            part = self._written(token)
+            if not whole.startswith(part, at):
+                break
+            at += len(part)
+            if at in ends:
+                taken, left = count, ends[at]
+        return self._known[:taken] + ids[left:]
 
     def tell(self, system: str | None) -> None:
         """Let the model be told this before all turns; None: nothing.

@@ -7,6 +7,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +20,13 @@ from tpimpi.chat.terminal import END, INTERRUPT
 
 PROMPT, MORE = "> ", "... "
 QUOTES = '"""'  # around a question of several lines
+_EARLY = 0.5  # seconds: what a launcher passes on until then was typed before the first prompt
 
 
 class Editor(Protocol):
-    """Where questions come from."""
+    """Where questions come from. `keys` tells what may be typed beside them, a line each."""
+
+    keys: tuple[str, ...]
 
     def close(self) -> None:
         """Read no more."""
@@ -52,6 +56,11 @@ class Lines:
         self._pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._held, self._ended = b"", False
         self._on_terminal = screen.terminal is not None
+        several = f"Several lines: write them between lines of {QUOTES}."
+        leaves = "The end of the input leaves."
+        if self._on_terminal:
+            leaves = "Ctrl-C stops an answer; at an empty line twice, or Ctrl-D, it leaves."
+        self.keys = (several, leaves)
         Keys(sys.stdin.fileno(), self._pieces.put, interrupts if self._on_terminal else None)
 
     def read(self) -> str:
@@ -60,7 +69,7 @@ class Lines:
             while True:
                 line = self._line(PROMPT)
                 if line.strip().startswith(QUOTES):
-                    return self._block(line.strip().removeprefix(QUOTES))
+                    line = self._block(line.strip().removeprefix(QUOTES))
                 if line.strip():
                     return line
 
@@ -68,11 +77,14 @@ class Lines:
         """Read no more: the thread that reads ends with the process."""
 
     def _block(self, line: str) -> str:
-        """Return the lines up to the next three quotes."""
+        """Return the lines up to the next three quotes, or to the end of the input."""
         lines: list[str] = []
         while not line.rstrip().endswith(QUOTES):
             lines.append(line)
-            line = self._line(MORE)
+            try:
+                line = self._line(MORE)
+            except EOFError:
+                line = QUOTES
         lines.append(line.rstrip().removesuffix(QUOTES))
         return "\n".join(lines).strip("\n")
 
@@ -114,6 +126,11 @@ class Edited:
     are completed where they stand at the beginning. `close` gives the memory back.
     """
 
+    keys = (
+        "Several lines: Alt-Enter or Ctrl-J begins one; what is pasted may have several.",
+        "Ctrl-C stops an answer; at an empty line twice, or Ctrl-D, it leaves.",
+    )
+
     def __init__(
         self, screen: Screen, interrupts: Interrupts, words: Sequence[str], history: Path | None
     ):
@@ -137,7 +154,8 @@ class Edited:
         )  # fmt: skip
         # The library takes a long text slowly, and what is typed must be read at once, see `Keys`.
         self._pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        Keys(sys.stdin.fileno(), self._pieces.put, interrupts)
+        self._begin = time.monotonic()
+        Keys(sys.stdin.fileno(), self._take, interrupts)
         threading.Thread(target=self._feed, name="feed", daemon=True).start()
 
     def read(self) -> str:
@@ -151,6 +169,12 @@ class Edited:
     def close(self) -> None:
         """Read no more."""
         self._pipe.__exit__(None, None, None)
+
+    def _take(self, data: bytes) -> None:
+        # Typed while the program was starting: the terminal still made a new line of Enter.
+        if time.monotonic() < self._begin + _EARLY:
+            data = data.replace(b"\n", b"\r")
+        self._pieces.put(data)
 
     def _feed(self) -> None:
         with contextlib.suppress(OSError):  # it was closed

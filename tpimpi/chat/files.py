@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ class Saved:
     `messages` have a role and a content each: a system's message first if there is one, then a
     user's and an assistant's in turn. `settings` are what was said about choosing tokens, by name.
     `kv` is the folder, beside the file, in which each rank keeps keys and values, of the first
-    `kv_tokens` tokens.
+    `kv_tokens` tokens; `kv_ids` are the ids of all of it, as the model has
+    chosen them.
     """
 
     model: str
@@ -32,6 +34,7 @@ class Saved:
     settings: dict[str, Any]
     kv: str | None = None
     kv_tokens: int = 0
+    kv_ids: tuple[int, ...] = ()
 
 
 def write(path: Path, saved: Saved) -> None:
@@ -47,7 +50,9 @@ def write(path: Path, saved: Saved) -> None:
             raise UserError(
                 f"{path} is there and no conversation of tpimpi; name another file, or remove it"
             ) from None
-    text = json.dumps({"format": FORMAT} | asdict(saved), indent=2, ensure_ascii=False)
+    content = {"format": FORMAT} | asdict(saved)
+    content["kv_ids"] = " ".join(map(str, saved.kv_ids))  # a line, where a list would take many
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     beside = None
     try:
         # Made with mode 600.
@@ -100,7 +105,39 @@ def read(path: Path) -> Saved:
     wrong = _wrong(content)
     if wrong:
         raise UserError(f"{path} is no conversation of tpimpi: {wrong}")
+    content["kv_ids"] = tuple(map(int, content.get("kv_ids", "").split()))
     return Saved(*(content.get(name) for name in Saved.__dataclass_fields__))
+
+
+def kept(path: Path) -> Path | None:
+    """Return the folder of keys and values that belongs to a conversation's file alone, if any."""
+    try:
+        saved = read(path)
+    except UserError:
+        return None
+    own = folder_of(path)  # of a copied file it is the other one's
+    return own if saved.kv == own.name else None
+
+
+def folder_of(path: Path) -> Path:
+    """Return where the keys and values of a conversation in a file lie."""
+    return path.with_name(f"{path.name}.kv")
+
+
+def remove(folder: Path) -> bool:
+    """Remove this machine's keys and values in a folder, and it, where nothing else is in it.
+
+    Return whether there were any. Raises MachineError.
+    """
+    found = list(folder.glob("kv-*-of-*.h5")) if folder.is_dir() else []
+    try:
+        for path in found:
+            path.unlink(missing_ok=True)
+        if found and not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as error:
+        raise MachineError(f"{folder} can't be removed ({error.strerror})") from error
+    return bool(found)
 
 
 def _wrong(content: Any) -> str | None:
@@ -119,6 +156,9 @@ def _wrong(content: Any) -> str | None:
         return f"its kv, {kv!r}, is no folder beside it"
     if not isinstance(content.get("kv_tokens"), int):
         return "its kv_tokens is no whole number"
+    ids = content.get("kv_ids", "")
+    if not isinstance(ids, str) or not all(re.fullmatch("[0-9]{1,9}", i) for i in ids.split()):
+        return "its kv_ids are no ids"
     messages = content.get("messages")
     return _wrong_messages(messages) if isinstance(messages, list) else "it has no messages"
 

@@ -76,7 +76,6 @@ class Totals:
     made: int = 0
     seconds: float = 0.0
     first: float = 0.0
-    context: int = 0  # that the last answer took
 
     def add(self, done: Completion) -> None:
         """Count an answer."""
@@ -86,7 +85,6 @@ class Totals:
         self.made += len(done.ids)
         self.seconds += done.seconds
         self.first += done.first_token_seconds
-        self.context = len(done.prompt_ids) + len(done.ids)
 
 
 class Session:
@@ -99,6 +97,7 @@ class Session:
         self.leader, self.conversation, self.choices = leader, conversation, choices
         self.known, self.screen, self._interrupts = known, screen, interrupts
         self.totals = Totals()
+        self.keys: tuple[str, ...] = ()  # what may be typed beside questions, a line each
         self._shown = False  # something of this answer
         self.asked: str | None = None  # the last question
         self.kept = False  # ... is the last turn
@@ -107,7 +106,7 @@ class Session:
 
     def run(self, editor: Editor, command: Callable[[Session, str], bool]) -> None:
         """Answer until the user leaves. `command(session, text)` does one, and tells if it ends."""
-        leaving = False
+        leaving, self.keys = False, editor.keys
         while True:
             try:
                 text = editor.read()
@@ -180,6 +179,7 @@ class Session:
         screen.end_line()
         done = stream.completion
         self.totals.add(done)
+        self.conversation.remember([*done.prompt_ids, *done.ids])
         screen.note(self._figures(done, settings))
         answer = thinking.answer
         if answer.strip():

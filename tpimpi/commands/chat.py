@@ -45,6 +45,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
     flags.add_model(parser)
     talk = parser.add_argument_group("conversation")
+    # Taken to be refused, else it would be an abbreviation of --prompt-chunk.
+    parser.add_argument("--prompt", "-p", help=argparse.SUPPRESS)
     talk.add_argument("--system", metavar="TEXT", help="what the model is told before all turns")
     talk.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
     talk.add_argument(
@@ -71,7 +73,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def options(args: argparse.Namespace) -> Options:
-    """Return what the flags say."""
+    """Return what the flags say. Raises UserError."""
+    if args.prompt is not None:
+        raise UserError(
+            "chat takes no --prompt: questions are typed, or come from a pipe; tpimpi generate "
+            "--chat --prompt answers a single one"
+        )
     texts = {"--system": args.system} | {f"--stop {stop!r}": stop for stop in args.stop}
     for flag, text in texts.items():
         if text is not None:
@@ -135,7 +142,9 @@ def _talk(options: Options, model, llm, leader, template) -> None:
 
     context, plan = llm.plan.context, llm.plan
     conversation = Conversation(
-        template, lambda text: model.tokenizer.encode(text, add_bos=False, most=context)
+        template,
+        lambda text: model.tokenizer.encode(text, add_bos=False, most=context),
+        model.tokenizer.token_bytes,
     )
     choices = Choices(
         options.said, llm.defaults, secrets.randbelow(1 << 31),
@@ -158,8 +167,8 @@ def _talk(options: Options, model, llm, leader, template) -> None:
         if options.system:
             conversation.tell(options.system)
         screen.note(
-            f"{known.name}: {form}; {context} tokens of context. /help lists the commands, /exit "
-            "leaves"
+            f"{known.name}: {form}; {context} tokens of context\n"
+            "/help lists the commands, /exit leaves"
         )
         if options.load:
             commands.load(session, options.load, options.said)
