@@ -24,9 +24,10 @@ from make_checkpoint import positive
 
 from peers.cap import Cap, CapUnavailable, forget_cached
 from peers.gguf_file import write_gguf
+from peers.lineup import stored_encoding
 from peers.machine import describe
 from peers.prepare import convert, say
-from peers.servers import Answers, Running, servers
+from peers.servers import Answers, Running, Server, servers
 from tpimpi.checkpoint.weights import Checkpoint
 from tpimpi.errors import MachineError, UserError
 from tpimpi.launch import available_cores
@@ -73,26 +74,43 @@ def prompts(count: int, words: int, seed: int) -> list[str]:
     return [" ".join(own.choice(WORDS) for _ in range(words)) for _ in range(count)]
 
 
-def measure(args, gguf: Path, cap: int | None) -> dict[str, dict[int, list[Answers]]]:
-    """Return what each server's clients got, by label and number of clients, a round each."""
+def measure(
+    args, gguf: dict[str, Path], cap: int | None
+) -> tuple[dict[str, dict[int, list[Answers]]], dict[str, str]]:
+    """Return what each server's clients got, by label and number of clients, a round each.
+
+    And of servers that failed, how.
+    """
     threads, most = args.threads or available_cores(), max(args.clients)
     context = 1024
     found: dict[str, dict[int, list[Answers]]] = {}
+    failed: dict[str, str] = {}
     for number in range(args.rounds if cap is None else 1):
         for server in servers(args.model, gguf, threads, context, most, "max" if cap else None):
             say(f"round {number + 1}: {server.label}" + (f", {cap / 1e6:.0f} MB" if cap else ""))
-            with tempfile.TemporaryDirectory() as scratch:
-                log = Path(scratch) / "log"
-                if cap:
-                    forget_cached(list(server.files))
-                    with Cap(cap) as group, Running(server, log, group) as running:
-                        got = ask_all(args, running, CAPPED_TOKENS, number, 1)
-                else:
-                    with Running(server, log) as running:
-                        got = ask_all(args, running, args.tokens, number, args.requests)
+            if server.label in failed:
+                continue
+            try:
+                got = measure_one(args, server, number, cap)
+            except MachineError as error:
+                failed[server.label] = str(error)
+                say(str(error))
+                continue
             for clients, answers in got.items():
                 found.setdefault(server.label, {}).setdefault(clients, []).append(answers)
-    return found
+    return found, failed
+
+
+def measure_one(args, server: Server, number: int, cap: int | None) -> dict[int, Answers]:
+    """Start a server and ask it with each number of clients. Raises MachineError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log"
+        if cap is None:
+            with Running(server, log) as running:
+                return ask_all(args, running, args.tokens, number, args.requests)
+        forget_cached(list(server.files))
+        with Cap(cap) as group, Running(server, log, group) as running:
+            return ask_all(args, running, CAPPED_TOKENS, number, 1)
 
 
 def ask_all(args, running: Running, tokens: int, seed: int, requests: int) -> dict[int, Answers]:
@@ -133,26 +151,31 @@ def compare(args) -> None:
     config = ModelConfig.from_directory(args.model)
     checkpoint = Checkpoint(args.model, config)
     work = args.work_dir or cache_directory() / "peers"
-    gguf = work / f"{config.name}-{checkpoint.fingerprint}" / "f32-server.gguf"
-    if not gguf.exists():
-        say(f"writing {gguf}")
-        gguf.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(checkpoint, config, gguf, "f32", vocabulary)
+    folder = work / f"{config.name}-{checkpoint.fingerprint}"
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = stored_encoding(checkpoint)
+    gguf = {name: folder / f"{name}-server.gguf" for name in dict.fromkeys(("f32", stored))}
+    for name, path in gguf.items():
+        if not path.exists():
+            say(f"writing {path}")
+            write_gguf(checkpoint, config, path, name, vocabulary)
     convert(args.model, [1])
     shown = f"{config.name}; {args.threads or available_cores()} threads; {describe()}"
-    found = {"in memory": measure(args, gguf, None)}
+    found = {"in memory": measure(args, {"f32": gguf["f32"]}, None)}
     if args.cap:
         try:
             found[f"under a cap of {args.cap / 1e6:.0f} MB"] = measure(args, gguf, args.cap)
         except CapUnavailable as error:
             say(str(error))
     print(f"\n{shown}")
-    for title, rows in found.items():
-        print(f"\n{title}\n\n{table(rows, args.clients)}")
+    for title, (rows, failed) in found.items():
+        print("\n".join([f"\n{title}\n", table(rows, args.clients), *failed.values()]))
+    if "bf16" in gguf or "f16" in gguf:
+        print("\nllama.cpp of stored weights rounds activations to them: not equal precision")
     kept = {
         title: {label: {n: [asdict(a) for a in got] for n, got in by.items()}
                 for label, by in rows.items()}
-        for title, rows in found.items()
+        for title, (rows, _) in found.items()
     }  # fmt: skip
     print(f"\n{json.dumps(kept)}")
 

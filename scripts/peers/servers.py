@@ -49,21 +49,25 @@ class Answers:
 
 
 def servers(
-    model: Path, gguf: Path | None, threads: int, context: int, clients: int, budget: str | None
-) -> list[Server]:
-    """Return the servers to compare, ours first; `budget` is what ours may take, None: all."""
+    model: Path, gguf: dict[str, Path], threads: int, context: int, clients: int,
+    budget: str | None,
+) -> list[Server]:  # fmt: skip
+    """Return the servers to compare, ours first; `budget` is what ours may take, None: all.
+
+    `gguf` are llama.cpp's files, by their encoding.
+    """
     program = shutil.which("tpimpi", path=Path(sys.executable).parent) or "tpimpi"
     memory = ["--memory-budget", budget] if budget else ["--disable-memory-schedule"]
     rows = [Server("tpimpi", (
         program, "serve", "--model", str(model), "--port", "{port}", "--threads", str(threads),
         "--context", str(context), "--max-batch", str(clients), "--access-log", "off", *memory,
     ))]  # fmt: skip
-    if gguf:
-        rows.append(Server("llama.cpp F32", (
-            sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--port", "{port}",
+    for encoding, path in gguf.items():
+        rows.append(Server(f"llama.cpp {encoding.upper()}", (
+            sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--port", "{port}",
             "--n_threads", str(threads), "--n_threads_batch", str(threads),
             "--n_ctx", str(context), "--interrupt_requests", "False", "--verbose", "False",
-        ), (gguf,)))  # fmt: skip
+        ), (path,)))  # fmt: skip
     return rows
 
 
@@ -76,7 +80,7 @@ class Running:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         command = [part.format(port=self.port) for part in server.command]
-        self._log, self._label = log, server.label
+        self._log, self._label, self._cap = log, server.label, cap
         with log.open("wb") as output:
             self._child = subprocess.Popen(
                 [*(cap.prefix() if cap else []), *command], stdin=subprocess.DEVNULL,
@@ -97,6 +101,8 @@ class Running:
             time.sleep(0.2)
         said = self._log.read_text(errors="replace").strip().splitlines()
         self.__exit__()
+        if self._cap and self._cap.oom_kills():
+            raise MachineError(f"{self._label} was killed while it started, out of memory")
         raise MachineError(
             f"{self._label} did not start: {said[-1] if said else 'it says nothing'}"
         )
