@@ -28,7 +28,7 @@ class Job(Text):
 
     def __init__(self, generation: Generation):
         super().__init__(generation.ids, generation.most)
-        self.generation = generation
+        self.generation, self.begun = generation, False
         self.pending: deque[Piece | Exception] = deque()  # of one who asks for it later
 
 
@@ -75,7 +75,8 @@ class Engine:
         """
         while start := self.scheduler.begin():
             adopted = self._runner.adopt(start.text.slot, start.found)
-            if not start.text.generation.made:
+            if not start.text.begun:  # else its own pages were found that an older one took
+                start.text.begun = True
                 start.text.generation.cached_tokens = adopted.tokens
                 self.cached_tokens += adopted.tokens
                 self.prompt_tokens += start.text.generation.prompt_tokens
