@@ -1,9 +1,12 @@
 """A server over an engine that follows a script: what its answers are, a test says beforehand."""
 
 import contextlib
+import json
 import threading
 import time
 from dataclasses import dataclass, field, fields
+
+import httpx2
 
 from program import DEMO
 from tpimpi.checkpoint.template import ChatTemplate
@@ -19,6 +22,9 @@ from tpimpi.serve.face import Face
 from tpimpi.serve.served import Served
 from tpimpi.serve.settings import FaceSettings
 from tpimpi.structure.forms import HERMES
+
+HTTP = httpx2.Client(timeout=20)
+CHAT = {"messages": [{"role": "user", "content": "Who is there?"}]}
 
 SAID = "It is the east, and Juliet is the sun."
 CONTEXT = 128
@@ -141,3 +147,23 @@ class Cost:
     def seconds(self):
         """How many."""
         return time.clock_gettime(self._clock) - self._begin
+
+
+def post(server, body, path="/v1/chat/completions", **more):
+    """Return the answer to a body, which is sent as it is or as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return HTTP.post(server.url + path, content=content, **more)
+
+
+def told(answer, code, *words):
+    """Check that an answer is an error in OpenAI's form; return it."""
+    assert answer.status_code == code, answer.text
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    for word in words:
+        assert word in error["message"]
+    return error
+    for word in words:
+        assert word in error["message"]
+    return error
