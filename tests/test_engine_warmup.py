@@ -65,7 +65,7 @@ def test_cold_cache(monkeypatch, tmp_path, capfd):
 
 def test_both_variants_are_compiled_where_threads_may_serve():
     """Few tokens take the serial one whatever the threads; products and attention never do."""
-    with compilation._Child([(2, "f16")], [0]) as child:
+    with compilation._Compiler([(2, "f16")], [0]) as child:
         names = set(child.answer())
     parallel = {name.replace("_serial", "_parallel") for name in KERNELS}
     assert names == (KERNELS | parallel) - {"matmul_serial", "attention_serial"}
@@ -146,13 +146,13 @@ def test_a_child_with_other_sources_is_told(monkeypatch, tmp_path):
 
 def test_children_are_no_more_when_the_parent_is_interrupted(monkeypatch):
     monkeypatch.setattr(compilation, "_PROGRAM", "import time; time.sleep(100)")
-    with pytest.raises(KeyboardInterrupt), compilation._Child([], [0]) as child:
+    with pytest.raises(KeyboardInterrupt), compilation._Compiler([], [0]) as child:
         raise KeyboardInterrupt
     assert child._process.returncode is not None
 
 
 def test_a_child_goes_when_its_parent_has_gone():
-    with compilation._Child([(1, "f16")], [0]) as child:
+    with compilation._Compiler([(1, "f16")], [0]) as child:
         assert set(child.answer()) == KERNELS
         child.give(["attention_serial"])
         child._process.stdin.close()  # as happens when a parent is killed
@@ -190,7 +190,7 @@ def test_the_child_gets_no_rank_from_the_launcher(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     program = "import os; print([n for n in os.environ if n[:3] in ('PMI', 'OMP')].__repr__())"
     monkeypatch.setattr(compilation, "_PROGRAM", program.replace("'OMP'", "'OMPI_'"))
-    with compilation._Child([], [0]) as child:
+    with compilation._Compiler([], [0]) as child:
         assert child.answer() == []
 
 

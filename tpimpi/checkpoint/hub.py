@@ -7,17 +7,14 @@ of its own, see `download`: the hub's library and its buffers would else stay in
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from tpimpi import status
 from tpimpi.checkpoint.hub_cache import HubId, hub_cache, lack, offline
 from tpimpi.checkpoint.hub_errors import GOES_ON
+from tpimpi.child import Child
 from tpimpi.console import say
 from tpimpi.errors import MachineError, UserError
 from tpimpi.model.directory import exists
@@ -103,7 +100,7 @@ def _refuse_without_hub(model: HubId, lacks: str | None) -> None:
 def _download(model: HubId, lacks: str | None) -> Path:
     """Fetch a model's files into the hub's cache, telling how far it is; return their directory."""
     status.current.begin(f"asking the hub for {model}")
-    with _Child(model) as child:
+    with _Download(model) as child:
         plan = child.answer()
         if "missing" in plan:
             missing, files = plan["missing"], plan["files"]
@@ -124,44 +121,23 @@ def _download(model: HubId, lacks: str | None) -> Path:
     return Path(answer["directory"])
 
 
-class _Child:
-    """The process that downloads; at the end of the `with` block it is no more."""
+class _Download(Child):
+    """The process that downloads a model."""
 
     def __init__(self, model: HubId):
-        program = _PROGRAM.format(path=sys.path, repo=model.repo, revision=model.revision)
         self._model = model
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the child is left
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program], env=os.environ | _SETTINGS, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors,
-        )  # fmt: skip
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            pipe.close()
+        program = _PROGRAM.format(path=sys.path, repo=model.repo, revision=model.revision)
+        super().__init__(program, os.environ | _SETTINGS)
 
     def answer(self) -> dict:
         """Return what it says next. Raises the error that it tells, or that it ended without."""
-        line = self._process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise self._failure()
-        answer = json.loads(line)
+        answer = super().answer()
         if "error" in answer:
             raise (UserError if answer["users"] else MachineError)(answer["error"])
         return answer
 
-    def _failure(self) -> MachineError:
-        code = self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
-        if code < 0:
-            last = f"{signal.Signals(-code).name}: {last}"
+    def in_words(self, code: int, last: str) -> MachineError:
+        """Return the error for its sudden end."""
         return MachineError(
             f"the process that downloaded {self._model} came to a sudden end ({last}); {GOES_ON}"
         )

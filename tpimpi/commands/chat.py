@@ -66,10 +66,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     lasts = "what the context has left; 256 where the model has no chat template"
     add_choice(parser, lasts, seed="another one each time")
-    flags.add_shards(parser)
-    flags.add_ratio(parser)
-    flags.add_memory(parser)
-    flags.add_allreduce(parser)
+    flags.add_running(parser)
 
 
 def options(args: argparse.Namespace) -> Options:

@@ -222,6 +222,14 @@ def add_allreduce(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a model runs: its shards and their shares, memory, sums."""
+    add_shards(parser)
+    add_ratio(parser)
+    add_memory(parser)
+    add_allreduce(parser)
+
+
 def memory_request(args: argparse.Namespace) -> MemoryRequest:
     """Return what the memory flags say."""
     return MemoryRequest(

@@ -56,10 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_model(parser)
     _add_prompt(parser)
     add_choice(parser, str(LENGTH), str(SamplingSettings.seed))
-    flags.add_shards(parser)
-    flags.add_ratio(parser)
-    flags.add_memory(parser)
-    flags.add_allreduce(parser)
+    flags.add_running(parser)
     flags.add_report(parser)
     flags.add_output(parser)
 

@@ -43,10 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens of one window, BOS (without one, the token before) and N - 1 tokens of the "
         "text, each scored once (default: 512, or the model's context if that is shorter)",
     )  # fmt: skip
-    flags.add_shards(parser)
-    flags.add_ratio(parser)
-    flags.add_memory(parser)
-    flags.add_allreduce(parser)
+    flags.add_running(parser)
     flags.add_report(parser)
     flags.add_output(parser)
 

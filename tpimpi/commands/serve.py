@@ -48,10 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_model(parser)
     _add_address(parser)
     _add_limits(parser)
-    flags.add_shards(parser)
-    flags.add_ratio(parser)
-    flags.add_memory(parser)
-    flags.add_allreduce(parser)
+    flags.add_running(parser)
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:

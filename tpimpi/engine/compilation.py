@@ -15,15 +15,14 @@ import os
 import queue
 import selectors
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import tpimpi
 import tpimpi.kernels
+from tpimpi.child import Child
 from tpimpi.console import say
 from tpimpi.errors import MachineError
 from tpimpi.launch import allowed_cores
@@ -109,12 +108,12 @@ def _compile(pairs: list[tuple[int, str]], cores: Collection[int], speaks: bool)
     free_bytes = free.node if free.cgroup is None else min(free.node, free.cgroup)
     count = max(1, min(MOST_CHILDREN, len(cores), free_bytes // CHILD_BYTES))
     with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(_Child(pairs, cores)) for _ in range(count)]
+        children = [stack.enter_context(_Compiler(pairs, cores)) for _ in range(count)]
         _hand_out(children, speaks)
         return _measure(children[0], pairs, speaks)
 
 
-def _hand_out(children: list[_Child], speaks: bool) -> None:
+def _hand_out(children: list[_Compiler], speaks: bool) -> None:
     """Give each child a job when it has done its last, until all is compiled."""
     kernels = children[0].answer()
     jobs, done = _jobs(kernels), 0
@@ -129,7 +128,7 @@ def _hand_out(children: list[_Child], speaks: bool) -> None:
         while done < len(kernels):
             progress.update()
             for key, _ in selector.select(LOOK_SECONDS):
-                child: _Child = key.data
+                child: _Compiler = key.data
                 finished = min(len(child.answer()), child.left)  # all names come first, none done
                 done += finished
                 progress.update(finished)
@@ -138,7 +137,7 @@ def _hand_out(children: list[_Child], speaks: bool) -> None:
                     child.give(jobs.pop(0))
 
 
-def _measure(child: _Child, pairs: list[tuple[int, str]], speaks: bool) -> dict:
+def _measure(child: _Compiler, pairs: list[tuple[int, str]], speaks: bool) -> dict:
     """Return for each of the pairs the tiles that are fast, while nothing else runs here."""
     found = {}
     title = "measuring which tiles are fast"
@@ -159,53 +158,25 @@ def _jobs(kernels: Iterable[str]) -> list[list[str]]:
     return [jobs[name] for name in sorted(jobs, key=lambda name: order.get(name, len(LONG)))]
 
 
-class _Child:
-    """A compiling process; at the end of the `with` block it is no more."""
+class _Compiler(Child):
+    """A compiling process. It answers all kernels' names at first, then one that it has done."""
 
     def __init__(self, pairs: list[tuple[int, str]], cores: Collection[int]):
         program = _PROGRAM.format(path=sys.path, files=_files(), cores=sorted(cores), pairs=pairs)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the child is left
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
-        )  # fmt: skip
-        self.answers = self._process.stdout
+        super().__init__(
+            program, {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHERS)}
+        )
         self.left = 0  # kernels that it still compiles
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            pipe.close()
 
     def give(self, names: list[str]) -> None:
         """Let it compile these kernels."""
         self.left = len(names)
-        try:
-            self._process.stdin.write("".join(f"{name}\n" for name in names).encode())
-        except BrokenPipeError:
-            raise self._failure() from None
+        self.tell("".join(f"{name}\n" for name in names))
 
-    def answer(self) -> list[str]:
-        """Return what it says next: at first all kernels' names, then one that it has compiled."""
-        line = self.answers.readline()
-        if not line.endswith(b"\n"):
-            raise self._failure()
-        return json.loads(line)
-
-    def _failure(self) -> MachineError:
-        code = self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+    def in_words(self, code: int, last: str) -> MachineError:
+        """Return the error for its sudden end."""
         if code == -signal.SIGKILL:
             last = f"it was killed, as is done where memory is short; it needs {size(CHILD_BYTES)}"
-        elif code < 0:
-            last = f"{signal.Signals(-code).name}: {last}"
         into = os.environ["NUMBA_CACHE_DIR"]
         return MachineError(f"a process that compiled the kernels into {into} failed: {last}")
 
