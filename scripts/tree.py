@@ -8,6 +8,7 @@ python scripts/tree.py --check    # exits 1 if that would change it
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 import sys
 from pathlib import Path
@@ -15,13 +16,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree: python scripts/tree.py -->\n```\n", "```\n"
 # From the ground up, as imports run; what stands beside the wings comes first.
-WINGS = (
-    "comm", "model", "checkpoint", "structure", "shards", "tape", "memory", "engine", "bench",
-    "chat", "serve", "commands",
-)  # fmt: skip
-BESIDE = (
-    "errors", "units", "paths", "console", "progress", "numba_settings", "slurm", "launch", "cli",
-)  # fmt: skip
 OTHERS = """\
 scripts/             quickstart, test; random checkpoints, the demo model, other programs; slurm/
 hostfiles/           examples for MPICH and Open MPI
@@ -54,17 +48,25 @@ def modules(folder: Path, depth: int) -> str:
     )
 
 
+def layers() -> list[str]:
+    """Return the package's modules and wings, from the ground up, as the lint test knows them."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    names = settings["importlinter:contract:wings"]["layers"].split()
+    return [name for name in reversed(names) if not name.startswith("(")]
+
+
 def tree() -> str:
     """Return the whole tree."""
     package, kernels = ROOT / "tpimpi", ROOT / "kernels"
     text = line(0, "kernels/", purpose(kernels / "__init__.py")) + modules(kernels, 1)
     text += line(0, "tpimpi/", "the package; a module imports from those above it only")
-    for name in BESIDE[:-1]:
-        text += line(1, f"{name}.py", purpose(package / f"{name}.py"))
-    for wing in WINGS:
-        text += line(1, f"{wing}/", purpose(package / wing / "__init__.py"))
-        text += modules(package / wing, 2)
-    text += line(1, "cli.py", purpose(package / "cli.py"))
+    for name in layers():
+        module, wing = package / f"{name}.py", package / name
+        if module.exists():
+            text += line(1, module.name, purpose(module))
+        else:
+            text += line(1, f"{name}/", purpose(wing / "__init__.py")) + modules(wing, 2)
     text += line(1, "demo/", "the demo model")
     return text + OTHERS
 

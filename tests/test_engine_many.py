@@ -225,3 +225,16 @@ def test_a_service_for_threads(comm, shared_tmp):
                 expected = alone(Engine(runner, 1, 10**6, shares_pages=False), prompts, asked)
                 assert [found[n].ids for n in range(len(asked))] == expected
     group.close()
+
+
+def test_ranks_that_wait_for_work_take_no_core(comm, shared_tmp):
+    session, group, _, _ = opened(comm, DEMO, shared_tmp, CONTEXT)
+    with session:
+        comm.Barrier()
+        before = time.process_time()
+        with session.leading() as runner:
+            if runner is not None:
+                time.sleep(2)
+        spent = time.process_time() - before
+    assert spent < 1
+    group.close()
