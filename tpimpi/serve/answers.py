@@ -5,13 +5,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from typing import (
-    Any,
-    Literal,
-    NotRequired,  # pydantic wants it before Python 3.12
-)
+from typing import Any, Literal
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict  # before Python 3.12 pydantic wants these
 
 from tpimpi.serve.logprobs import ChatLogprobs, CompletionLogprobs
 

@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -153,7 +153,7 @@ class Door:
         client = scope.get("client")
         state = scope["state"]
         line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "id": request_id,
             "client": client[0] if client else None,
             "method": scope["method"] if scope["method"].isalpha() else "other",
