@@ -1,6 +1,7 @@
 """What a server holds for who only connects, or sends much: little, and not for ever."""
 
 import contextlib
+import gc
 import json
 import socket
 import time
@@ -8,9 +9,10 @@ import time
 import httpx2
 import pytest
 
-from serving import face, script
+from serving import face, script, until
 from tpimpi.serve import body as body_module
 from tpimpi.serve import connection
+from tpimpi.serve.asked import Asked
 from tpimpi.serve.connection import Connection
 from tpimpi.serve.errors import ApiError
 from tpimpi.serve.settings import most_body
@@ -88,3 +90,29 @@ def test_bytes_that_are_refused_are_not_counted():
     bodies.grow(3, 10)
     bodies.shrink(10)
     bodies.grow(10, 10)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a", "junk": [[]] * 9}]},
+        ),
+        ("/v1/completions", {"prompt": "a", "metadata": {"junk": [[]] * 9}}),
+    ],
+)
+def test_an_answer_that_is_made_keeps_nothing_of_its_request(path, body):
+    """As many of them may wait as the queue is long, each with a body of some hundred kilobytes."""
+    with (
+        face(script(first=1.0)) as (server, service),
+        httpx2.stream(
+            "POST", server.url + path, json=body | {"stream": True}, timeout=20
+        ) as answer,
+    ):
+        until(lambda: service.texts)  # the head of the answer comes after that, too
+        kept = [one for one in gc.get_objects() if isinstance(one, Asked)]
+        assert [one.body.model_extra for one in kept] == [{}]
+        assert all(getattr(kept[0].body, name) is None for name in kept[0].body.asked)
+        assert "junk" not in repr(kept[0].body)
+        assert answer.status_code == 200 and "DONE" in answer.read().decode()

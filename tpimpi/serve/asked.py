@@ -111,13 +111,16 @@ def check_stream(body: Choosing) -> None:
     raise ApiError(400, why, "invalid_value", "stream_options")
 
 
-async def submit(choices: Choices) -> None:
+async def submit(asked: Asked) -> None:
     """Ask the engine for a request's texts; for none of them where the client leaves meanwhile."""
+    choices = asked.choices
     try:
         await beside(choices.served, choices.submit)
     except BaseException:
         choices.close()
         raise
+    asked.body.forget()
+    del choices.constraint
 
 
 async def respond(request: Request, asked: Asked):

@@ -60,7 +60,7 @@ async def _ask(context: Context, body: ChatRequest) -> ChatAsked:
         structures.constraint,
     )
     asked = ChatAsked(body, choices, name, structures)
-    await submit(choices)
+    await submit(asked)
     return asked
 
 

@@ -43,7 +43,7 @@ async def _ask(context: Context, body: CompletionRequest) -> CompletionAsked:
         structures.constraint,
     )
     asked = CompletionAsked(body, choices, name)
-    await submit(choices)
+    await submit(asked)
     return asked
 
 

@@ -53,6 +53,12 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
     kind: ClassVar[str]
+    asked: ClassVar[tuple[str, ...]] = ()  # the fields that the texts are made of
+
+    def forget(self) -> None:
+        """Drop what only the making of the texts needs: many answers wait, and each has a body."""
+        for name in self.asked:
+            setattr(self, name, None)
 
 
 class StreamOptions(BaseModel):
@@ -165,6 +171,9 @@ class ChatRequest(Choosing, Conversation):
     """POST /v1/chat/completions."""
 
     kind = "chat"
+    asked = (
+        "messages", "tools", "documents", "chat_template_kwargs", "response_format", "logit_bias",
+    )  # fmt: skip
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     logprobs: bool | None = None
@@ -178,6 +187,7 @@ class CompletionRequest(Choosing):
     """POST /v1/completions. The prompt is a text, its ids, or a list of those."""
 
     kind = "completion"
+    asked = ("prompt", "response_format", "logit_bias")
     prompt: Annotated[
         str
         | Annotated[_Ids, Field(min_length=1)]
